@@ -1,0 +1,66 @@
+# make test needs nothing beyond Go. What wants a C compiler (the race
+# detector), redis-cli and the like runs where it is installed and is named
+# where it is skipped.
+
+GO      ?= go
+PKGS    := ./...
+export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
+
+.PHONY: all build check test lint fmt-check generated race unit process seeds readme bench bench-peers soak fuzz
+
+all: check
+
+build: ## the product, without cgo
+	CGO_ENABLED=0 $(GO) build -o bin/flotilla ./cmd/flotilla
+
+check: lint unit ## the quick loop
+
+test: build unit race process readme ## everything CI runs but lint
+
+lint: fmt-check generated ## formatting, vet, staticcheck, generated code
+	$(call timed,vet,$(GO) vet $(PKGS))
+	$(call timed,staticcheck,$(GO) tool staticcheck $(PKGS))
+
+fmt-check:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "not gofmt-ed: $$out"; exit 1; }
+
+generated:
+	$(call timed,generated,.ci/generated)
+
+unit: ## every package's tests, seeds of the simulation included
+	$(call timed,unit,$(GO) test -timeout 10m $(PKGS))
+
+race: ## the same code under the race detector, smaller
+	@if $(GO) env CC | xargs which >/dev/null 2>&1; then \
+	  $(MAKE) --no-print-directory race-run; \
+	else echo "SKIPPED race: no C compiler"; fi
+
+race-run:
+	$(call timed,race,CGO_ENABLED=1 $(GO) test -race -short -timeout 15m $(PKGS))
+
+process: build ## real processes: kill -9, restart, load
+	$(call timed,process,$(GO) test -count=1 -timeout 12m -tags process ./tests/process/...)
+
+readme: build ## the README's commands, as a new user would run them
+	$(call timed,readme,$(GO) test -count=1 -timeout 5m -tags process ./tests/readme/...)
+
+seeds: ## more seeds of the one-group simulation: make seeds SEEDS=5000
+	$(GO) test -count=1 -timeout 60m ./raft/rafttest -run Simulation -seeds $(or $(SEEDS),5000)
+
+fuzz: ## each fuzz target for FUZZTIME
+	.ci/fuzz $(or $(FUZZTIME),30s)
+
+bench: build ## a cluster of three processes under load
+	.ci/bench
+
+bench-peers: build ## ours and etcd's, side by side
+	cd tests/peers && $(GO) run . $(BENCH_FLAGS)
+
+soak: ## ten minutes of full load, memory and log watched
+	$(GO) test -count=1 -timeout 60m -tags 'process soak' ./tests/process/... -run Soak -v
+
+# timed NAME,COMMAND runs the command and prints how long it took.
+define timed
+@start=$$(date +%s); echo "== $(1)"; $(2); code=$$?; \
+ echo "== $(1): $$(( $$(date +%s) - start )) s"; exit $$code
+endef
