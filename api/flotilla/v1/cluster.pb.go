@@ -771,6 +771,7 @@ func (x *Node) GetHttpAddr() string {
 
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shards        bool                   `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"` // include each shard
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -803,6 +804,13 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetStatusRequest) GetShards() bool {
+	if x != nil {
+		return x.Shards
+	}
+	return false
 }
 
 type ClusterStatus struct {
@@ -2138,8 +2146,9 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\vgossip_addr\x18\x06 \x01(\tR\n" +
 	"gossipAddr\x12\x1b\n" +
 	"\tresp_addr\x18\a \x01(\tR\brespAddr\x12\x1b\n" +
-	"\thttp_addr\x18\b \x01(\tR\bhttpAddr\"\x12\n" +
-	"\x10GetStatusRequest\"\xa4\x02\n" +
+	"\thttp_addr\x18\b \x01(\tR\bhttpAddr\"*\n" +
+	"\x10GetStatusRequest\x12\x16\n" +
+	"\x06shards\x18\x01 \x01(\bR\x06shards\"\xa4\x02\n" +
 	"\rClusterStatus\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1d\n" +
