@@ -28,6 +28,8 @@ type Group struct {
 	Members []Member
 	// Preferred is the node that should lead, 0 if none. A hint.
 	Preferred raft.NodeID
+	// Epoch of the membership that the controller last heard of.
+	Epoch uint64
 }
 
 // Member is one replica of a group.
@@ -35,6 +37,9 @@ type Member struct {
 	Replica raft.ReplicaID
 	Node    raft.NodeID
 	Learner bool
+	// First: it belongs to the group's first membership and starts with it;
+	// any other replica starts empty.
+	First bool
 }
 
 // Node is a registered node's addresses.

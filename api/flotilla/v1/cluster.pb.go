@@ -974,6 +974,7 @@ type GroupStatus struct {
 	Shards        uint64                 `protobuf:"varint,5,opt,name=shards,proto3" json:"shards,omitempty"`
 	Born          bool                   `protobuf:"varint,6,opt,name=born,proto3" json:"born,omitempty"`   // it knows which shards it has
 	Epoch         uint64                 `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"` // of its membership; 0: unknown
+	Joint         bool                   `protobuf:"varint,8,opt,name=joint,proto3" json:"joint,omitempty"` // a membership change is half done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1055,6 +1056,13 @@ func (x *GroupStatus) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *GroupStatus) GetJoint() bool {
+	if x != nil {
+		return x.Joint
+	}
+	return false
 }
 
 type ReplicaStatus struct {
@@ -2164,7 +2172,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"NodeStatus\x12%\n" +
 	"\x04node\x18\x01 \x01(\v2\x11.flotilla.v1.NodeR\x04node\x12\x18\n" +
 	"\aleaders\x18\x02 \x01(\x03R\aleaders\x12\x1a\n" +
-	"\breplicas\x18\x03 \x01(\x03R\breplicas\"\xcc\x01\n" +
+	"\breplicas\x18\x03 \x01(\x03R\breplicas\"\xe2\x01\n" +
 	"\vGroupStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1f\n" +
 	"\vleader_node\x18\x02 \x01(\x04R\n" +
@@ -2173,7 +2181,8 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\breplicas\x18\x04 \x03(\v2\x1a.flotilla.v1.ReplicaStatusR\breplicas\x12\x16\n" +
 	"\x06shards\x18\x05 \x01(\x04R\x06shards\x12\x12\n" +
 	"\x04born\x18\x06 \x01(\bR\x04born\x12\x14\n" +
-	"\x05epoch\x18\a \x01(\x04R\x05epoch\"x\n" +
+	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05joint\x18\b \x01(\bR\x05joint\"x\n" +
 	"\rReplicaStatus\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x17\n" +
