@@ -907,6 +907,7 @@ func (*Op_Clear) isOp_Op() {}
 type Get struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	NoValue       bool                   `protobuf:"varint,2,opt,name=no_value,json=noValue,proto3" json:"no_value,omitempty"` // the result is without the value; its number is the value's length
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -946,6 +947,13 @@ func (x *Get) GetKey() []byte {
 		return x.Key
 	}
 	return nil
+}
+
+func (x *Get) GetNoValue() bool {
+	if x != nil {
+		return x.NoValue
+	}
+	return false
 }
 
 // Put writes a key. An unmet condition makes its result CONDITION_FAILED and
@@ -1836,9 +1844,10 @@ const file_flotilla_v1_kv_proto_rawDesc = "" +
 	"\x06expire\x18\x06 \x01(\v2\x13.flotilla.v1.ExpireH\x00R\x06expire\x12'\n" +
 	"\x04scan\x18\a \x01(\v2\x11.flotilla.v1.ScanH\x00R\x04scan\x12*\n" +
 	"\x05clear\x18\b \x01(\v2\x12.flotilla.v1.ClearH\x00R\x05clearB\x04\n" +
-	"\x02op\"\x17\n" +
+	"\x02op\"2\n" +
 	"\x03Get\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\"\xe3\x02\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x19\n" +
+	"\bno_value\x18\x02 \x01(\bR\anoValue\"\xe3\x02\n" +
 	"\x03Put\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x128\n" +
