@@ -30,7 +30,8 @@ var arrows = map[string][]string{
 	"shardctrler/shardmap": {"raft"},
 	"shardctrler":          {"shardctrler/shardmap", "raft/multiraft", "raft/statestore", "raft", "api/flotilla/v1", "internal/assert"},
 	"shardkv":              {"shardctrler/shardmap", "raft/multiraft", "raft/statestore", "raft", "api/flotilla/v1", "internal/assert"},
-	"client":               {"shardctrler/shardmap", "raft", "api/flotilla/v1", "internal/assert"},
+	"client":               {"client/routing", "shardctrler/shardmap", "raft", "api/flotilla/v1", "internal/assert"},
+	"client/routing":       {"shardctrler/shardmap", "raft", "api/flotilla/v1", "internal/assert"},
 	"gossip":               {"raft", "internal/assert"},
 	"resp":                 {"shardctrler/shardmap", "api/flotilla/v1", "raft", "internal/assert"},
 }
