@@ -54,6 +54,10 @@ type AppendEntriesReply struct {
 	RejectedPrev  Index // the PrevLogIndex that was refused, so that a late refusal can be told from a fresh one
 	ReadRound     uint64
 	Asleep        bool // the follower fell asleep with this message
+	// Suspect: the follower's log was found cut at its start. MatchIndex and
+	// the conflict fields steer what to send; the reply counts for nothing
+	// else: not for commitment, nor for a read round, nor for check-quorum.
+	Suspect bool
 }
 
 // InstallSnapshot tells a follower that everything through LastIncludedIndex
@@ -67,7 +71,11 @@ type InstallSnapshot struct {
 // section 3.10).
 type TimeoutNow struct{}
 
-// ReadIndexRequest forwards a follower's read to the leader.
+// ReadIndexRequest forwards a follower's read to the leader. The ID is the
+// sending core's own (a nonce of this start and a counter), so that an answer
+// to an earlier life is not taken for one to this. Its top bit marks the
+// question of a suspect replica, which is answered with the leader's last
+// index.
 type ReadIndexRequest struct{ ID uint64 }
 
 // ReadIndexReply answers it: reads are linearizable once Index is applied.

@@ -669,6 +669,7 @@ type AppendEntriesReply struct {
 	RejectedPrev  uint64                 `protobuf:"varint,5,opt,name=rejected_prev,json=rejectedPrev,proto3" json:"rejected_prev,omitempty"`
 	ReadRound     uint64                 `protobuf:"varint,6,opt,name=read_round,json=readRound,proto3" json:"read_round,omitempty"`
 	Asleep        bool                   `protobuf:"varint,7,opt,name=asleep,proto3" json:"asleep,omitempty"`
+	Suspect       bool                   `protobuf:"varint,8,opt,name=suspect,proto3" json:"suspect,omitempty"` // the sender's log was cut: steers what to send it, counts for nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -748,6 +749,13 @@ func (x *AppendEntriesReply) GetReadRound() uint64 {
 func (x *AppendEntriesReply) GetAsleep() bool {
 	if x != nil {
 		return x.Asleep
+	}
+	return false
+}
+
+func (x *AppendEntriesReply) GetSuspect() bool {
+	if x != nil {
+		return x.Suspect
 	}
 	return false
 }
@@ -1352,7 +1360,7 @@ const file_flotilla_v1_raft_proto_rawDesc = "" +
 	"\rleader_commit\x18\x04 \x01(\x04R\fleaderCommit\x12\x1d\n" +
 	"\n" +
 	"read_round\x18\x05 \x01(\x04R\treadRound\x12\x14\n" +
-	"\x05sleep\x18\x06 \x01(\bR\x05sleep\"\xf7\x01\n" +
+	"\x05sleep\x18\x06 \x01(\bR\x05sleep\"\x91\x02\n" +
 	"\x12AppendEntriesReply\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x1f\n" +
 	"\vmatch_index\x18\x02 \x01(\x04R\n" +
@@ -1362,7 +1370,8 @@ const file_flotilla_v1_raft_proto_rawDesc = "" +
 	"\rrejected_prev\x18\x05 \x01(\x04R\frejectedPrev\x12\x1d\n" +
 	"\n" +
 	"read_round\x18\x06 \x01(\x04R\treadRound\x12\x16\n" +
-	"\x06asleep\x18\a \x01(\bR\x06asleep\"X\n" +
+	"\x06asleep\x18\a \x01(\bR\x06asleep\x12\x18\n" +
+	"\asuspect\x18\b \x01(\bR\asuspect\"X\n" +
 	"\fSnapshotMark\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x1e\n" +
