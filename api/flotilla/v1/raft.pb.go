@@ -1088,14 +1088,18 @@ func (x *LivenessPing) GetRttUs() int64 {
 	return 0
 }
 
+// The first message of a stream has envelope, header and transfer and no data;
+// a stream that takes up a broken transfer begins with the same.
 type SnapshotChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Envelope      *Envelope              `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"` // in the first chunk
-	Header        *SnapshotHeader        `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`     // in the first chunk
-	Number        uint64                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`    // from 0, without gaps
+	Envelope      *Envelope              `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	Header        *SnapshotHeader        `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	Number        uint64                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"` // from 0, without gaps
 	Data          []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
 	Checksum      uint64                 `protobuf:"varint,5,opt,name=checksum,proto3" json:"checksum,omitempty"` // xxhash64 of data
-	Last          bool                   `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`
+	Last          bool                   `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`         // nothing comes after this chunk
+	Transfer      uint64                 `protobuf:"varint,7,opt,name=transfer,proto3" json:"transfer,omitempty"` // chosen by the sender, unique within its boot
+	Cancel        bool                   `protobuf:"varint,8,opt,name=cancel,proto3" json:"cancel,omitempty"`     // the sender gives up
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1168,6 +1172,20 @@ func (x *SnapshotChunk) GetChecksum() uint64 {
 func (x *SnapshotChunk) GetLast() bool {
 	if x != nil {
 		return x.Last
+	}
+	return false
+}
+
+func (x *SnapshotChunk) GetTransfer() uint64 {
+	if x != nil {
+		return x.Transfer
+	}
+	return 0
+}
+
+func (x *SnapshotChunk) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
 	}
 	return false
 }
@@ -1259,7 +1277,9 @@ func (x *SnapshotHeader) GetBytesEstimate() uint64 {
 type SnapshotReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Installed     bool                   `protobuf:"varint,1,opt,name=installed,proto3" json:"installed,omitempty"`
-	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`  // why the transfer ended; empty: it goes on
+	Next          uint64                 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`       // the chunk that is wanted next: all before it were taken
+	Refusal       uint32                 `protobuf:"varint,4,opt,name=refusal,proto3" json:"refusal,omitempty"` // 0: none, 1: busy, 2: damaged or out of order, 3: not wanted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1306,6 +1326,20 @@ func (x *SnapshotReply) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *SnapshotReply) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *SnapshotReply) GetRefusal() uint32 {
+	if x != nil {
+		return x.Refusal
+	}
+	return 0
 }
 
 var File_flotilla_v1_raft_proto protoreflect.FileDescriptor
@@ -1394,14 +1428,16 @@ const file_flotilla_v1_raft_proto_rawDesc = "" +
 	"\techo_boot\x18\x04 \x01(\x04R\bechoBoot\x12\x19\n" +
 	"\becho_seq\x18\x05 \x01(\x04R\aechoSeq\x12\"\n" +
 	"\recho_delay_us\x18\x06 \x01(\x03R\vechoDelayUs\x12\x15\n" +
-	"\x06rtt_us\x18\a \x01(\x03R\x05rttUs\"\xd3\x01\n" +
+	"\x06rtt_us\x18\a \x01(\x03R\x05rttUs\"\x87\x02\n" +
 	"\rSnapshotChunk\x121\n" +
 	"\benvelope\x18\x01 \x01(\v2\x15.flotilla.v1.EnvelopeR\benvelope\x123\n" +
 	"\x06header\x18\x02 \x01(\v2\x1b.flotilla.v1.SnapshotHeaderR\x06header\x12\x16\n" +
 	"\x06number\x18\x03 \x01(\x04R\x06number\x12\x12\n" +
 	"\x04data\x18\x04 \x01(\fR\x04data\x12\x1a\n" +
 	"\bchecksum\x18\x05 \x01(\x04R\bchecksum\x12\x12\n" +
-	"\x04last\x18\x06 \x01(\bR\x04last\"\xd2\x01\n" +
+	"\x04last\x18\x06 \x01(\bR\x04last\x12\x1a\n" +
+	"\btransfer\x18\a \x01(\x04R\btransfer\x12\x16\n" +
+	"\x06cancel\x18\b \x01(\bR\x06cancel\"\xd2\x01\n" +
 	"\x0eSnapshotHeader\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12!\n" +
 	"\ffrom_replica\x18\x02 \x01(\x04R\vfromReplica\x12\x1d\n" +
@@ -1409,15 +1445,17 @@ const file_flotilla_v1_raft_proto_rawDesc = "" +
 	"to_replica\x18\x03 \x01(\x04R\ttoReplica\x12\x12\n" +
 	"\x04term\x18\x04 \x01(\x04R\x04term\x12-\n" +
 	"\x04mark\x18\x05 \x01(\v2\x19.flotilla.v1.SnapshotMarkR\x04mark\x12%\n" +
-	"\x0ebytes_estimate\x18\x06 \x01(\x04R\rbytesEstimate\"G\n" +
+	"\x0ebytes_estimate\x18\x06 \x01(\x04R\rbytesEstimate\"u\n" +
 	"\rSnapshotReply\x12\x1c\n" +
 	"\tinstalled\x18\x01 \x01(\bR\tinstalled\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage2\x90\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\x04R\x04next\x12\x18\n" +
+	"\arefusal\x18\x04 \x01(\rR\arefusal2\x90\x01\n" +
 	"\rRaftTransport\x12=\n" +
 	"\bMessages\x12\x16.flotilla.v1.RaftBatch\x1a\x17.flotilla.v1.RaftClosed(\x01\x12@\n" +
-	"\bLiveness\x12\x19.flotilla.v1.LivenessPing\x1a\x17.flotilla.v1.RaftClosed(\x012L\n" +
-	"\x04Bulk\x12D\n" +
-	"\bSnapshot\x12\x1a.flotilla.v1.SnapshotChunk\x1a\x1a.flotilla.v1.SnapshotReply(\x01B<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
+	"\bLiveness\x12\x19.flotilla.v1.LivenessPing\x1a\x17.flotilla.v1.RaftClosed(\x012N\n" +
+	"\x04Bulk\x12F\n" +
+	"\bSnapshot\x12\x1a.flotilla.v1.SnapshotChunk\x1a\x1a.flotilla.v1.SnapshotReply(\x010\x01B<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
 
 var (
 	file_flotilla_v1_raft_proto_rawDescOnce sync.Once

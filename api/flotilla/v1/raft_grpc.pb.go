@@ -160,7 +160,8 @@ const (
 //
 // Bulk carries snapshots, on a connection of its own.
 type BulkClient interface {
-	Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SnapshotChunk, SnapshotReply], error)
+	// The receiver first says which chunk it wants, then acknowledges.
+	Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SnapshotChunk, SnapshotReply], error)
 }
 
 type bulkClient struct {
@@ -171,7 +172,7 @@ func NewBulkClient(cc grpc.ClientConnInterface) BulkClient {
 	return &bulkClient{cc}
 }
 
-func (c *bulkClient) Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SnapshotChunk, SnapshotReply], error) {
+func (c *bulkClient) Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SnapshotChunk, SnapshotReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Bulk_ServiceDesc.Streams[0], Bulk_Snapshot_FullMethodName, cOpts...)
 	if err != nil {
@@ -182,7 +183,7 @@ func (c *bulkClient) Snapshot(ctx context.Context, opts ...grpc.CallOption) (grp
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Bulk_SnapshotClient = grpc.ClientStreamingClient[SnapshotChunk, SnapshotReply]
+type Bulk_SnapshotClient = grpc.BidiStreamingClient[SnapshotChunk, SnapshotReply]
 
 // BulkServer is the server API for Bulk service.
 // All implementations must embed UnimplementedBulkServer
@@ -190,7 +191,8 @@ type Bulk_SnapshotClient = grpc.ClientStreamingClient[SnapshotChunk, SnapshotRep
 //
 // Bulk carries snapshots, on a connection of its own.
 type BulkServer interface {
-	Snapshot(grpc.ClientStreamingServer[SnapshotChunk, SnapshotReply]) error
+	// The receiver first says which chunk it wants, then acknowledges.
+	Snapshot(grpc.BidiStreamingServer[SnapshotChunk, SnapshotReply]) error
 	mustEmbedUnimplementedBulkServer()
 }
 
@@ -201,7 +203,7 @@ type BulkServer interface {
 // pointer dereference when methods are called.
 type UnimplementedBulkServer struct{}
 
-func (UnimplementedBulkServer) Snapshot(grpc.ClientStreamingServer[SnapshotChunk, SnapshotReply]) error {
+func (UnimplementedBulkServer) Snapshot(grpc.BidiStreamingServer[SnapshotChunk, SnapshotReply]) error {
 	return status.Error(codes.Unimplemented, "method Snapshot not implemented")
 }
 func (UnimplementedBulkServer) mustEmbedUnimplementedBulkServer() {}
@@ -230,7 +232,7 @@ func _Bulk_Snapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Bulk_SnapshotServer = grpc.ClientStreamingServer[SnapshotChunk, SnapshotReply]
+type Bulk_SnapshotServer = grpc.BidiStreamingServer[SnapshotChunk, SnapshotReply]
 
 // Bulk_ServiceDesc is the grpc.ServiceDesc for Bulk service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -243,6 +245,7 @@ var Bulk_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Snapshot",
 			Handler:       _Bulk_Snapshot_Handler,
+			ServerStreams: true,
 			ClientStreams: true,
 		},
 	},
