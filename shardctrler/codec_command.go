@@ -1,0 +1,239 @@
+package shardctrler
+
+import (
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// commandVersion is the first byte of every command.
+const commandVersion = 1
+
+// The tag behind the version says which command it is.
+const (
+	tagInit byte = iota + 1
+	tagRegister
+	tagCommit
+	tagFinish
+	tagObserve
+	tagPrefer
+)
+
+// Likewise for the body of an operation.
+const (
+	tagCreateGroups byte = iota + 1
+	tagSetNodeState
+	tagBirth
+	tagTransferLeader
+	tagChangeMembership
+)
+
+// EncodeCommand is what is proposed for c.
+func EncodeCommand(c Command) []byte {
+	e := &encoder{b: []byte{commandVersion}}
+	switch c := c.(type) {
+	case Init:
+		e.byte(tagInit)
+		e.text(c.ClusterID)
+		e.uint(c.Shards)
+		e.uint(c.Replicas)
+		e.uint(c.Groups)
+		e.registration(c.First)
+	case Register:
+		e.byte(tagRegister)
+		e.text(c.ClusterID)
+		e.uint(uint64(c.Node))
+		e.registration(c.Registration)
+	case Commit:
+		e.byte(tagCommit)
+		e.count(len(c.Operations))
+		for _, o := range c.Operations {
+			e.operation(o)
+		}
+	case Finish:
+		e.byte(tagFinish)
+		e.uint(uint64(c.Operation))
+		e.bool(c.Done)
+		e.text(clip(c.Detail))
+	case Observe:
+		e.byte(tagObserve)
+		e.uint(uint64(c.Group))
+		e.uint(c.Epoch)
+		e.members(c.Members)
+	case Prefer:
+		e.byte(tagPrefer)
+		e.uint(uint64(c.Group))
+		e.uint(uint64(c.Node))
+	}
+	return e.b
+}
+
+// DecodeCommand takes apart what EncodeCommand made; all else is an error.
+func DecodeCommand(b []byte) (Command, error) {
+	d := &decoder{b: b}
+	d.version(commandVersion)
+	c := d.command(d.byte())
+	if err := d.end(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (d *decoder) command(tag byte) Command {
+	switch tag {
+	case tagInit:
+		return Init{ClusterID: d.text(), Shards: d.uint(), Replicas: d.uint(), Groups: d.uint(), First: d.registration()}
+	case tagRegister:
+		return Register{ClusterID: d.text(), Node: raft.NodeID(d.uint()), Registration: d.registration()}
+	case tagCommit:
+		var c Commit
+		for range d.count() {
+			c.Operations = append(c.Operations, d.operation())
+		}
+		return c
+	case tagFinish:
+		return Finish{Operation: OperationID(d.uint()), Done: d.bool(), Detail: d.text()}
+	case tagObserve:
+		return Observe{Group: raft.GroupID(d.uint()), Epoch: d.uint(), Members: d.members()}
+	case tagPrefer:
+		return Prefer{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint())}
+	}
+	d.fail("command %d is not known", tag)
+	return nil
+}
+
+func (e *encoder) registration(r Registration) {
+	for _, text := range []string{r.RandomID, r.Name, r.Zone, r.Addr, r.GossipAddr, r.RespAddr, r.HTTPAddr, r.Version} {
+		e.text(text)
+	}
+}
+
+func (d *decoder) registration() Registration {
+	return Registration{RandomID: d.text(), Name: d.text(), Zone: d.text(), Addr: d.text(),
+		GossipAddr: d.text(), RespAddr: d.text(), HTTPAddr: d.text(), Version: d.text()}
+}
+
+func (e *encoder) operation(o Operation) {
+	e.uint(uint64(o.ID))
+	e.int(o.At)
+	e.text(clip(o.Reason))
+	switch b := o.Body.(type) {
+	case CreateGroups:
+		e.byte(tagCreateGroups)
+		e.count(len(b.Groups))
+		for _, g := range b.Groups {
+			e.nodes(g.Nodes)
+			e.uint(uint64(g.Preferred))
+		}
+		e.count(len(b.Owners))
+		for _, place := range b.Owners {
+			e.uint(place)
+		}
+	case SetNodeState:
+		e.byte(tagSetNodeState)
+		e.uint(uint64(b.Node))
+		e.byte(byte(b.State))
+	case Birth:
+		e.byte(tagBirth)
+		e.uint(uint64(b.Group))
+		e.uint(uint64(b.Generation))
+	case TransferLeader:
+		e.byte(tagTransferLeader)
+		e.uint(uint64(b.Group))
+		e.uint(b.Epoch)
+		e.uint(uint64(b.To))
+	case ChangeMembership:
+		e.byte(tagChangeMembership)
+		e.uint(uint64(b.Group))
+		e.uint(b.Epoch)
+		e.members(b.Members)
+	default:
+		e.byte(0)
+	}
+}
+
+func (d *decoder) operation() Operation {
+	return Operation{ID: OperationID(d.uint()), At: d.int(), Reason: d.text(), Body: d.body(d.byte())}
+}
+
+func (d *decoder) body(tag byte) Body {
+	switch tag {
+	case tagCreateGroups:
+		var b CreateGroups
+		for range d.count() {
+			b.Groups = append(b.Groups, NewGroup{Nodes: d.nodes(), Preferred: raft.NodeID(d.uint())})
+		}
+		for range d.count() {
+			b.Owners = append(b.Owners, d.uint())
+		}
+		return b
+	case tagSetNodeState:
+		return SetNodeState{Node: raft.NodeID(d.uint()), State: d.nodeState()}
+	case tagBirth:
+		return Birth{Group: raft.GroupID(d.uint()), Generation: shardmap.Generation(d.uint())}
+	case tagTransferLeader:
+		return TransferLeader{Group: raft.GroupID(d.uint()), Epoch: d.uint(), To: raft.NodeID(d.uint())}
+	case tagChangeMembership:
+		return ChangeMembership{Group: raft.GroupID(d.uint()), Epoch: d.uint(), Members: d.members()}
+	}
+	d.fail("operation %d is not known", tag)
+	return nil
+}
+
+func (e *encoder) nodes(nodes []raft.NodeID) {
+	e.count(len(nodes))
+	for _, n := range nodes {
+		e.uint(uint64(n))
+	}
+}
+
+func (d *decoder) nodes() []raft.NodeID {
+	var nodes []raft.NodeID
+	for range d.count() {
+		nodes = append(nodes, raft.NodeID(d.uint()))
+	}
+	return nodes
+}
+
+// A member's flags.
+const (
+	flagLearner byte = 1 << iota
+	flagFirst
+)
+
+func (e *encoder) members(members []shardmap.Member) {
+	e.count(len(members))
+	for _, m := range members {
+		e.uint(uint64(m.Replica))
+		e.uint(uint64(m.Node))
+		var flags byte
+		if m.Learner {
+			flags |= flagLearner
+		}
+		if m.First {
+			flags |= flagFirst
+		}
+		e.byte(flags)
+	}
+}
+
+func (d *decoder) members() []shardmap.Member {
+	var members []shardmap.Member
+	for range d.count() {
+		m := shardmap.Member{Replica: raft.ReplicaID(d.uint()), Node: raft.NodeID(d.uint())}
+		flags := d.byte()
+		if flags&^(flagLearner|flagFirst) != 0 {
+			d.fail("member flags %#x", flags)
+		}
+		m.Learner, m.First = flags&flagLearner != 0, flags&flagFirst != 0
+		members = append(members, m)
+	}
+	return members
+}
+
+func (d *decoder) nodeState() shardmap.NodeState {
+	v := shardmap.NodeState(d.byte())
+	if v > shardmap.NodeRemoved {
+		d.fail("node state %d", v)
+	}
+	return v
+}

@@ -1,0 +1,302 @@
+package shardctrler
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// Bounds and times of the reconciler.
+const (
+	sendsMax       = 64 // operations being sent at once; the others wait their turn
+	sendBackoffMin = 20 * time.Millisecond
+	sendBackoffMax = time.Second
+	// sendsQuick is how many attempts on one operation stay within
+	// sendBackoffQuick: a group that is being made elects its leader soon.
+	sendsQuick       = 50
+	sendBackoffQuick = 100 * time.Millisecond
+	// resend repeats a membership change that was taken but is not observed.
+	resend = 500 * time.Millisecond
+	// transferPatience: a transfer that was not taken for so long is given up.
+	transferPatience = 5 * time.Second
+	// transferHold: after a transfer that failed, or did not last, the group's
+	// leader is left alone for so long.
+	transferHold = 30 * time.Second
+)
+
+// reconciler drives the pending operations and plans new ones. It is a step
+// machine: turn takes what was observed and says what to propose and to send.
+// All it remembers can be lost: the operations are in the state, and each may
+// be sent again.
+type reconciler struct {
+	attempts map[OperationID]*attempt
+	holds    map[raft.GroupID]time.Time // no transfer before
+}
+
+// attempt is what is remembered of sending an operation.
+type attempt struct {
+	running   bool
+	failures  int
+	notBefore time.Time
+	target    raft.NodeID // where to send next; 0: to whom seems best
+	tried     int         // how many members were tried without a hint
+	last      string      // what it failed with
+}
+
+// turnInput is what a turn decides from.
+type turnInput struct {
+	now      time.Time
+	state    *State
+	observed Observed
+	results  []sendResult
+	hints    []leaderHint
+}
+
+// sendResult is how an attempt ended.
+type sendResult struct {
+	operation OperationID
+	accepted  bool
+	leader    raft.NodeID // where the leader is, 0 if that is not known
+	detail    string
+}
+
+// leaderHint says that a node has begun to lead a group.
+type leaderHint struct {
+	group raft.GroupID
+	node  raft.NodeID
+}
+
+// turnOutput is what a turn wants done.
+type turnOutput struct {
+	commands []Command
+	sends    []send
+	next     time.Time // look again then, if nothing happens; zero: no need
+}
+
+// send is one attempt to have an operation carried out.
+type send struct {
+	operation Operation
+	to        raft.NodeID
+	shards    []shardmap.ShardID // of a Birth
+}
+
+func newReconciler() *reconciler {
+	return &reconciler{attempts: make(map[OperationID]*attempt), holds: make(map[raft.GroupID]time.Time)}
+}
+
+// turn is one step.
+func (r *reconciler) turn(in turnInput) turnOutput {
+	var out turnOutput
+	r.forget(in)
+	for _, result := range in.results {
+		if c := r.result(in, result); c != nil {
+			out.commands = append(out.commands, c)
+		}
+	}
+	for _, h := range in.hints {
+		r.hint(in, h)
+	}
+	out.commands = append(out.commands, observations(in.state, in.observed)...)
+	if planned := Plan(in.state, r.withHolds(in)); len(planned) > 0 && len(out.commands) == 0 {
+		out.commands = append(out.commands, Commit{Operations: planned})
+	}
+	r.send(in, &out)
+	return out
+}
+
+// forget drops what is remembered of operations that have ended.
+func (r *reconciler) forget(in turnInput) {
+	for id := range r.attempts {
+		if _, pending := in.state.operation(id); !pending {
+			delete(r.attempts, id)
+		}
+	}
+	for g, until := range r.holds {
+		if !in.now.Before(until) {
+			delete(r.holds, g)
+		}
+	}
+}
+
+// result notes how an attempt ended, and says what is to be committed of it.
+func (r *reconciler) result(in turnInput, result sendResult) Command {
+	o, pending := in.state.operation(result.operation)
+	a := r.attempts[result.operation]
+	if !pending || a == nil {
+		return nil
+	}
+	a.running = false
+	a.last = result.detail
+	if result.accepted {
+		return r.accepted(in, o, a, result)
+	}
+	a.failures++
+	a.target = result.leader
+	a.notBefore = in.now.Add(a.backoff())
+	if result.leader != 0 && a.failures == 1 {
+		a.notBefore = in.now
+	}
+	if _, isTransfer := o.Body.(TransferLeader); isTransfer && in.now.UnixMilli()-o.At > transferPatience.Milliseconds() {
+		r.hold(in, o)
+		return Finish{Operation: o.ID, Detail: "given up: " + result.detail}
+	}
+	return nil
+}
+
+func (r *reconciler) accepted(in turnInput, o Operation, a *attempt, result sendResult) Command {
+	a.failures = 0
+	a.notBefore = in.now.Add(resend)
+	switch o.Body.(type) {
+	case ChangeMembership:
+		return nil // it ends when the membership is observed
+	case TransferLeader:
+		r.hold(in, o)
+	}
+	return Finish{Operation: o.ID, Done: true, Detail: result.detail}
+}
+
+func (r *reconciler) hold(in turnInput, o Operation) {
+	if g, ok := o.group(); ok {
+		r.holds[g] = in.now.Add(transferHold)
+	}
+}
+
+// backoff is how long to wait after the failures so far.
+func (a *attempt) backoff() time.Duration {
+	limit := sendBackoffQuick
+	if a.failures > sendsQuick {
+		limit = sendBackoffMax
+	}
+	return min(sendBackoffMin<<min(a.failures-1, 6), limit)
+}
+
+// hint sends at once what was waiting for a leader.
+func (r *reconciler) hint(in turnInput, h leaderHint) {
+	o, pending := in.state.pendingFor(h.group)
+	if !pending {
+		return
+	}
+	if a := r.attempts[o.ID]; a != nil && !a.running && a.failures > 0 {
+		a.target, a.notBefore = h.node, in.now
+	}
+}
+
+// observations reports the memberships that are news.
+func observations(s *State, o Observed) []Command {
+	var commands []Command
+	for _, seen := range o.Groups {
+		g, ok := s.group(seen.ID)
+		if !ok || seen.Joint || seen.Epoch <= g.Epoch {
+			continue
+		}
+		c := Observe{Group: seen.ID, Epoch: seen.Epoch}
+		for _, m := range seen.Members {
+			c.Members = append(c.Members, shardmap.Member{Replica: m.Replica, Node: m.Node, Learner: m.Learner})
+		}
+		commands = append(commands, c)
+	}
+	return commands
+}
+
+// withHolds marks the groups whose leader is to be left alone.
+func (r *reconciler) withHolds(in turnInput) Observed {
+	if len(r.holds) == 0 {
+		return in.observed
+	}
+	o := in.observed
+	o.Groups = slices.Clone(o.Groups)
+	for i := range o.Groups {
+		if _, held := r.holds[o.Groups[i].ID]; held {
+			o.Groups[i].Hold = true
+		}
+	}
+	return o
+}
+
+// send starts the attempts that are due.
+func (r *reconciler) send(in turnInput, out *turnOutput) {
+	running := 0
+	for _, a := range r.attempts {
+		if a.running {
+			running++
+		}
+	}
+	for _, o := range in.state.Operations {
+		a := r.attempts[o.ID]
+		if a == nil {
+			a = new(attempt)
+			r.attempts[o.ID] = a
+		}
+		switch {
+		case a.running:
+		case a.notBefore.After(in.now):
+			out.next = earliest(out.next, a.notBefore)
+		case running < sendsMax:
+			running++
+			a.running = true
+			out.sends = append(out.sends, send{operation: o, to: a.choose(in, o), shards: birthShards(in.state, o)})
+		}
+	}
+}
+
+// birthShards are the shards that a Birth has to name.
+func birthShards(s *State, o Operation) []shardmap.ShardID {
+	if b, ok := o.Body.(Birth); ok {
+		return s.shardsOf(b.Group)
+	}
+	return nil
+}
+
+// choose is the node to send to: where the leader is said to be, else where it
+// should be, else each member in turn.
+func (a *attempt) choose(in turnInput, o Operation) raft.NodeID {
+	if to := a.target; to != 0 {
+		a.target = 0
+		return to
+	}
+	id, _ := o.group()
+	g, _ := in.state.group(id)
+	var order []raft.NodeID
+	if i, ok := slices.BinarySearchFunc(in.observed.Groups, id, func(g ObservedGroup, id raft.GroupID) int { return compare(g.ID, id) }); ok && in.observed.Groups[i].Leader != 0 {
+		order = append(order, in.observed.Groups[i].Leader)
+	}
+	if g.Preferred != 0 && !slices.Contains(order, g.Preferred) {
+		order = append(order, g.Preferred)
+	}
+	for _, m := range g.Members {
+		if !m.Learner && !slices.Contains(order, m.Node) {
+			order = append(order, m.Node)
+		}
+	}
+	if len(order) == 0 {
+		return 0
+	}
+	to := order[a.tried%len(order)]
+	a.tried++
+	return to
+}
+
+// waits says what the pending operations wait for, with their age.
+func (r *reconciler) waits(s *State, now time.Time) []string {
+	var waits []string
+	for _, o := range s.Operations {
+		last := "sent"
+		if a := r.attempts[o.ID]; a != nil && a.last != "" {
+			last = a.last
+		}
+		id, _ := o.group()
+		waits = append(waits, fmt.Sprintf("operation %d (%s of group %d, %v old): %s", o.ID, o.Body.kind(), id,
+			now.Sub(time.UnixMilli(o.At)).Round(time.Second), last))
+	}
+	return waits
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
