@@ -1,0 +1,107 @@
+package resp
+
+import (
+	"context"
+	"errors"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// Backend is what the door stands before: the node's own client.
+type Backend interface {
+	// Submit carries out a request on keys of one shard and calls done exactly
+	// once, from any goroutine, also before Submit returns. Routing, session
+	// numbers and retries are the backend's; so is giving up after
+	// Request.timeout_ms. The request and its bytes are the backend's until
+	// done is called. Submit does not block for long: the door bounds what a
+	// connection has under way.
+	Submit(req *flotillav1.Request, done func(*flotillav1.Response, error))
+	// Map is the newest shard map known, nil before there is one.
+	Map() *shardmap.Map
+	// Info is what INFO tells of the node.
+	Info() Info
+}
+
+// Info is what a node tells of itself. Unknown numbers are -1.
+type Info struct {
+	ClusterID string
+	NodeID    uint64
+	NodeName  string
+	Keys      int64 // an estimate, of the whole cluster
+}
+
+// coded is an error that says what a response code would have said. The
+// client's errors are such.
+type coded interface {
+	error
+	Code() flotillav1.Code
+}
+
+// faultText turns a request's failure into an error line as Redis clients
+// understand them, "" if it did not fail. CLUSTERDOWN and TRYAGAIN promise
+// that nothing was done and clients may retry on them; where that is not known
+// the text begins with ERR, which clients hand to their caller.
+func faultText(resp *flotillav1.Response, err error) string {
+	if err != nil {
+		return errText(err)
+	}
+	if resp == nil {
+		return errUnknownOutcome + "no answer"
+	}
+	if resp.Code == flotillav1.Code_OK {
+		return ""
+	}
+	return codeText(resp.Code, resp.Message)
+}
+
+const errUnknownOutcome = "ERR outcome unknown, the command may or may not have taken effect: "
+
+const errMisfit = "ERR internal error: the answer does not fit the request"
+
+func errText(err error) string {
+	var c coded
+	if errors.As(err, &c) {
+		return codeText(c.Code(), err.Error())
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return errUnknownOutcome + err.Error()
+	}
+	return errUnknownOutcome + err.Error()
+}
+
+func codeText(code flotillav1.Code, message string) string {
+	switch code {
+	case flotillav1.Code_NO_QUORUM:
+		return "CLUSTERDOWN The group has no quorum" + because(message)
+	case flotillav1.Code_UNAVAILABLE:
+		return "CLUSTERDOWN The shard is not served now" + because(message)
+	case flotillav1.Code_BUSY:
+		return "TRYAGAIN busy" + because(message)
+	case flotillav1.Code_NOT_LEADER:
+		return "TRYAGAIN the group has no known leader" + because(message)
+	case flotillav1.Code_MOVED:
+		return "TRYAGAIN the shard is moving" + because(message)
+	case flotillav1.Code_INVALID:
+		return "ERR " + orElse(message, "invalid request")
+	case flotillav1.Code_UNKNOWN:
+		return errUnknownOutcome + orElse(message, "no answer in time")
+	case flotillav1.Code_SESSION_EXPIRED:
+		return errUnknownOutcome + orElse(message, "the session has ended")
+	}
+	return "ERR internal error" + because(message)
+}
+
+func because(message string) string {
+	if message == "" {
+		return ""
+	}
+	return ": " + message
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

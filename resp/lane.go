@@ -1,0 +1,163 @@
+package resp
+
+import (
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// Limits of merging: commands of one connection and shard that wait for the
+// one under way become one request. A write becomes part of a log entry, a
+// read costs only its answer.
+const (
+	mergeOpsMax        = 1 << 10
+	mergeWriteBytesMax = 1 << 20
+	mergeReadBytesMax  = 4 << 20
+)
+
+// lane is the order of one connection's commands in one shard: one request is
+// under way, the others wait. So whatever the backend retries, no command
+// overtakes one before it. What waits is merged, which keeps both the order
+// and the throughput.
+type lane struct {
+	shard  shardmap.ShardID
+	flying *call
+	queue  []*call
+	space  [2]*call
+}
+
+func (l *lane) last() *call {
+	if len(l.queue) == 0 {
+		return nil
+	}
+	return l.queue[len(l.queue)-1]
+}
+
+// takeOff makes the first call that waits the one under way.
+func (l *lane) takeOff() *call {
+	c := l.queue[0]
+	l.queue[0] = nil
+	l.queue = l.queue[1:]
+	if len(l.queue) == 0 {
+		l.queue = l.space[:0]
+	}
+	l.flying = c
+	return c
+}
+
+// splitAhead puts the items of a merged call back at the front, each as a
+// request of its own.
+func (l *lane) splitAhead(c *call) {
+	queue := make([]*call, 0, len(c.items)+len(l.queue))
+	for i := range c.items {
+		queue = append(queue, c.only(i))
+	}
+	l.queue = append(queue, l.queue...)
+}
+
+// part is what one command does to one key: operations that stay together.
+type part struct {
+	shard shardmap.ShardID
+	write bool
+	bytes int // about its size in a request
+	item  item
+	op    *flotillav1.Op
+	more  []*flotillav1.Op // those behind the first, mostly none
+}
+
+// item says where the results of a part go.
+type item struct {
+	slot  *slot
+	dst   *reply // inside slot.reply
+	index int32  // into dst.list
+	shape shape
+	first int32 // its first op in the request
+	n     int32 // its ops
+}
+
+// call is one request on its way.
+type call struct {
+	pipe     *pipe
+	lane     *lane
+	write    bool
+	sealed   bool // nothing is merged into it
+	finished bool
+	bytes    int
+	items    []item
+	req      flotillav1.Request
+
+	itemSpace [1]item
+	opSpace   [1]*flotillav1.Op
+}
+
+func newCall(write bool) *call {
+	c := &call{write: write}
+	c.items = c.itemSpace[:0]
+	c.req.Ops = c.opSpace[:0]
+	return c
+}
+
+// accepts says whether a part may join. Reads and writes stay apart: a read in
+// a write would go through the log.
+func (c *call) accepts(part *part, bytes int) bool {
+	limit := mergeReadBytesMax
+	if c.write {
+		limit = mergeWriteBytesMax
+	}
+	return !c.sealed && c.write == part.write &&
+		len(c.req.Ops)+1+len(part.more) <= mergeOpsMax && c.bytes+bytes <= limit
+}
+
+func (c *call) add(part *part, bytes int) {
+	it := part.item
+	it.first, it.n = int32(len(c.req.Ops)), int32(1+len(part.more))
+	c.items = append(c.items, it)
+	c.req.Ops = append(c.req.Ops, part.op)
+	c.req.Ops = append(c.req.Ops, part.more...)
+	c.bytes += bytes
+}
+
+// answered is the backend's callback.
+func (c *call) answered(resp *flotillav1.Response, err error) {
+	c.pipe.answered(c, resp, err)
+}
+
+// mustSplit says whether the request was refused as a whole, without effect,
+// perhaps only for what was merged into it (an answer too large for one
+// message): then its commands are asked one by one.
+func (c *call) mustSplit(resp *flotillav1.Response) bool {
+	return resp != nil && resp.Code == flotillav1.Code_INVALID && !c.sealed && len(c.items) > 1
+}
+
+// only is a call of its own for item i.
+func (c *call) only(i int) *call {
+	it := c.items[i]
+	one := &call{pipe: c.pipe, lane: c.lane, write: c.write, sealed: true}
+	one.req.Shard, one.req.TimeoutMs = c.req.Shard, c.req.TimeoutMs
+	one.req.Ops = c.req.Ops[it.first : it.first+it.n : it.first+it.n]
+	it.first = 0
+	one.items = []item{it}
+	return one
+}
+
+// fill hands the results to the items' replies.
+func (c *call) fill(resp *flotillav1.Response, err error) {
+	fault := faultText(resp, err)
+	unmet := fault == "" && len(c.req.Compares) > 0 && !resp.Compared
+	if fault == "" && !unmet && len(resp.Results) != len(c.req.Ops) {
+		fault = errMisfit
+	}
+	for i := range c.items {
+		it := &c.items[i]
+		switch s := it.slot; {
+		case s.fault != "":
+		case fault != "":
+			s.fault = fault
+			s.reply = reply{}
+		case unmet:
+			s.reply = nullArrayReply()
+		default:
+			it.fill(c.pipe, resp.Results[it.first:it.first+it.n])
+		}
+		c.pipe.partDone(it.slot)
+	}
+}
