@@ -1,0 +1,67 @@
+package statestore
+
+import (
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// pebbleBatch is a plain batch until something is read from it, and an indexed
+// one from then on: many batches only write.
+type pebbleBatch struct {
+	db      *pebble.DB
+	batch   *pebble.Batch
+	indexed bool
+	err     error // of an operation; comes out of commit
+}
+
+func (e *pebbleEngine) newBatch() rawBatch { return &pebbleBatch{db: e.db, batch: e.db.NewBatch()} }
+
+func (b *pebbleBatch) note(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+func (b *pebbleBatch) set(key, value []byte)     { b.note(b.batch.Set(key, value, nil)) }
+func (b *pebbleBatch) delete(key []byte)         { b.note(b.batch.Delete(key, nil)) }
+func (b *pebbleBatch) deleteRange(lo, hi []byte) { b.note(b.batch.DeleteRange(lo, hi, nil)) }
+
+func (b *pebbleBatch) index() error {
+	if b.indexed {
+		return nil
+	}
+	indexed := b.db.NewIndexedBatch()
+	if !b.batch.Empty() {
+		if err := indexed.Apply(b.batch, nil); err != nil {
+			return err
+		}
+	}
+	b.note(b.batch.Close())
+	b.batch, b.indexed = indexed, true
+	return nil
+}
+
+func (b *pebbleBatch) get(key []byte) ([]byte, bool, error) {
+	if b.batch.Empty() {
+		return getCopy(b.db, key)
+	}
+	if err := b.index(); err != nil {
+		return nil, false, err
+	}
+	return getCopy(b.batch, key)
+}
+
+func (b *pebbleBatch) newIter(lo, hi []byte) (rawIter, error) {
+	if err := b.index(); err != nil {
+		return nil, err
+	}
+	return asRaw(b.batch.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi}))
+}
+
+func (b *pebbleBatch) commit() error {
+	if b.err != nil {
+		return b.err
+	}
+	return b.db.Apply(b.batch, pebble.NoSync)
+}
+
+func (b *pebbleBatch) close() { _ = b.batch.Close() } // gives memory back; has nothing to report
