@@ -41,11 +41,11 @@ type Call struct {
 	busies    int // waits after "busy" in a row
 	silences  int // attempts that got no answer in time
 
-	parked bool // is in Router.parked
-	parts  []*Call
-	joined bool  // made of others by merge
-	whole  *Call // that it was merged into
-	alone  bool  // not to be merged (again)
+	parked   bool // is in Router.parked
+	parts    []*Call
+	internal bool  // the router's own: delivered to nobody
+	whole    *Call // that it was merged into
+	alone    bool  // not to be merged (again)
 
 	wake  time.Time // when Tick has to look at it
 	place int       // in the timers' heap, from 1; 0: not in it

@@ -13,9 +13,8 @@ import (
 // together when it is answered. Its zero value is ready. It belongs to the
 // Router that its calls are submitted to.
 //
-// A write of a lane whose caller gives up is never held open for Outcome: the
-// writes behind it say that it is no longer waited for, so the shard refuses it
-// if it comes late, and the order stands.
+// A write of a lane that ended without a conclusive answer may yet take effect.
+// Before anything behind it goes on, the lane has its number closed (Outcome).
 type Lane struct {
 	queues map[shardmap.ShardID]*laneQueue
 }
@@ -24,6 +23,9 @@ type Lane struct {
 type laneQueue struct {
 	running *Call
 	waiting []*Call
+	// open is the number of a write that was given up and may yet take effect;
+	// nil: there is none. What waits goes on when it is closed.
+	open *number
 }
 
 // Limits of merging. A merged request stays a small part of what one request
@@ -34,8 +36,13 @@ const (
 	mergedBytesMax  = 256 << 10
 )
 
-// enter puts a call into its lane; it reports whether it may start now.
-func (l *Lane) enter(c *Call) bool {
+// closingTimeout bounds one attempt to close a number; while something waits
+// behind it another follows.
+const closingTimeout = 10 * time.Second
+
+// enter puts a call into its lane and starts it if nothing is before it.
+func (r *Router) enter(now time.Time, c *Call) {
+	l := c.Lane
 	if l.queues == nil {
 		l.queues = make(map[shardmap.ShardID]*laneQueue)
 	}
@@ -44,57 +51,91 @@ func (l *Lane) enter(c *Call) bool {
 		q = &laneQueue{}
 		l.queues[c.shard] = q
 	}
-	if q.running == nil {
-		q.running = c
-		return true
-	}
+	c.state = stateHeld
 	q.waiting = append(q.waiting, c)
-	return false
+	if q.running == nil {
+		r.next(now, l, c.shard, q)
+	}
 }
 
-// leave takes out a call that was delivered and starts what waits behind it.
-func (r *Router) leave(now time.Time, c *Call) {
+// leave takes out a call that has ended and starts what waits behind it.
+func (r *Router) leave(now time.Time, c *Call, f *Failure) {
 	q := c.Lane.queues[c.shard]
 	if q == nil || q.running != c || r.closing {
 		return // it waited, and is skipped when its turn comes
 	}
 	q.running = nil
-	turn := q.turn()
-	switch len(turn) {
-	case 0:
-		delete(c.Lane.queues, c.shard)
+	switch {
+	case f != nil && f.Possible && c.numbered:
+		q.open = &c.number
+	case c.kind == kindOutcome && c.internal && closed(f):
+		q.open.finish()
+		q.open = nil
+	}
+	r.next(now, c.Lane, c.shard, q)
+}
+
+// closed reports whether an attempt to close a number that ended like this has
+// done so: a session that has expired closes all its numbers.
+func closed(f *Failure) bool {
+	return f == nil || f.Reason == ReasonSessionExpired || f.Reason == ReasonInvalid
+}
+
+// next starts the lane's next request in a shard.
+func (r *Router) next(now time.Time, l *Lane, shard shardmap.ShardID, q *laneQueue) {
+	q.dropEnded()
+	switch {
+	case len(q.waiting) == 0 && q.open == nil:
+		delete(l.queues, shard)
 		return
-	case 1:
-		q.running = turn[0]
+	case len(q.waiting) == 0:
+		return // it is closed when something comes
+	case q.open != nil:
+		q.running = closing(now, l, *q.open)
 	default:
-		q.running = merge(turn)
+		turn := q.turn()
+		q.running = turn[0]
+		if len(turn) > 1 {
+			q.running = merge(turn)
+		}
+	}
+	if q.running.internal {
 		r.timers.set(q.running, q.running.Deadline)
 	}
 	r.start(now, q.running)
 }
 
-// turn takes the calls that go next: the first that still waits, and those
-// behind it that can be merged with it.
-func (q *laneQueue) turn() []*Call {
-	var turn []*Call
-	var load mergeLoad
-	taken := 0
-	for _, c := range q.waiting {
-		if c.state == stateDone {
-			taken++
-			continue
-		}
-		if len(turn) > 0 && !load.fits(turn[0], c) {
-			break
-		}
-		turn = append(turn, c)
-		taken++
-		load.add(c)
-		if !mergeable(c) {
-			break
-		}
+// closing is the call that closes a number.
+func closing(now time.Time, l *Lane, n number) *Call {
+	w := n.id()
+	return &Call{
+		Request: &flotillav1.Request{
+			Shard:   uint64(w.Shard),
+			Outcome: &flotillav1.Outcome{ClientId: w.Client, BirthMs: w.BirthMS, Seq: w.Seq},
+		},
+		Deadline: now.Add(closingTimeout),
+		Lane:     l,
+		kind:     kindOutcome,
+		shard:    n.shard,
+		last:     causeNone,
+		internal: true,
 	}
-	q.waiting = slices.Delete(q.waiting, 0, taken)
+}
+
+func (q *laneQueue) dropEnded() {
+	q.waiting = slices.DeleteFunc(q.waiting, func(c *Call) bool { return c.state == stateDone })
+}
+
+// turn takes the calls that go next: the first that waits, and those behind it that can be merged with it.
+func (q *laneQueue) turn() []*Call {
+	var load mergeLoad
+	n := 0
+	for n < len(q.waiting) && (n == 0 || load.fits(q.waiting[0], q.waiting[n])) {
+		load.add(q.waiting[n])
+		n++
+	}
+	turn := slices.Clone(q.waiting[:n])
+	q.waiting = slices.Delete(q.waiting, 0, n)
 	return turn
 }
 
@@ -146,22 +187,16 @@ func opsBytes(ops []*flotillav1.Op) int {
 func merge(parts []*Call) *Call {
 	first := parts[0]
 	whole := &Call{
-		Request: &flotillav1.Request{
-			Shard:       uint64(first.shard),
-			Consistency: first.Request.GetConsistency(),
-			StalenessMs: first.Request.GetStalenessMs(),
-			Follower:    first.Request.GetFollower(),
-		},
+		Request:  mergedRequest(parts),
 		Deadline: first.Deadline,
 		Lane:     first.Lane,
 		kind:     first.kind,
 		shard:    first.shard,
 		last:     causeNone,
 		parts:    parts,
-		joined:   true,
+		internal: true,
 	}
 	for _, c := range parts {
-		whole.Request.Ops = append(whole.Request.Ops, c.Request.GetOps()...)
 		if c.Deadline.After(whole.Deadline) {
 			whole.Deadline = c.Deadline
 		}
@@ -169,6 +204,37 @@ func merge(parts []*Call) *Call {
 		c.whole = whole
 	}
 	return whole
+}
+
+func mergedRequest(parts []*Call) *flotillav1.Request {
+	first := parts[0]
+	q := &flotillav1.Request{
+		Shard:       uint64(first.shard),
+		Consistency: first.Request.GetConsistency(),
+		StalenessMs: first.Request.GetStalenessMs(),
+		Follower:    first.Request.GetFollower(),
+	}
+	for _, c := range parts {
+		q.Ops = append(q.Ops, c.Request.GetOps()...)
+	}
+	return q
+}
+
+// dropPart takes a part that has ended out of a merged call, which may yet be
+// sent: what its caller was told had no effect must have none. One that is
+// under way, or may have had an effect, is left as it is: answers match what was
+// sent, every attempt of a number says the same, and the caller was told.
+func (r *Router) dropPart(now time.Time, part *Call) {
+	whole := part.whole
+	if whole.state == stateDone || whole.state == stateInFlight || whole.uncertain() {
+		return
+	}
+	whole.parts = slices.DeleteFunc(whole.parts, func(c *Call) bool { return c == part })
+	if len(whole.parts) == 0 {
+		r.finish(now, whole, nil, r.failure(whole, ReasonCancelled))
+		return
+	}
+	whole.Request = mergedRequest(whole.parts)
 }
 
 // split delivers a merged call's answer to its parts.

@@ -145,8 +145,8 @@ func (r *Router) admit(now time.Time, c *Call) {
 		return
 	}
 	c.shard = shard
-	if c.Lane != nil && !c.Lane.enter(c) {
-		c.state = stateHeld
+	if c.Lane != nil {
+		r.enter(now, c)
 		return
 	}
 	r.start(now, c)
@@ -155,10 +155,7 @@ func (r *Router) admit(now time.Time, c *Call) {
 // start numbers a write if it has no number yet, and sends.
 func (r *Router) start(now time.Time, c *Call) {
 	if c.kind == kindWrite && !c.numbered {
-		if r.session == nil || r.session.old(now, r.options.RenewAfter) {
-			r.renew(now)
-		}
-		if c.number, c.numbered = r.session.take(c.shard); !c.numbered {
+		if c.number, c.numbered = r.current(now).take(c.shard); !c.numbered {
 			r.failed(now, c, CauseWindow, "")
 			return
 		}
@@ -166,7 +163,13 @@ func (r *Router) start(now time.Time, c *Call) {
 	r.send(now, c)
 }
 
-func (r *Router) renew(now time.Time) { r.session = newSession(r.options.Rand(), now) }
+// current is the session to number writes under, renewed in good time.
+func (r *Router) current(now time.Time) *session {
+	if r.session == nil || r.session.old(now, r.options.RenewAfter) {
+		r.session = newSession(r.options.Rand(), now)
+	}
+	return r.session
+}
 
 // send makes an attempt along the route as it is known now.
 func (r *Router) send(now time.Time, c *Call) {
@@ -498,15 +501,15 @@ func (r *Router) finish(now time.Time, c *Call, p *flotillav1.Response, f *Failu
 	r.timers.remove(c)
 	c.state = stateDone
 	if c.numbered {
-		if f != nil && f.Possible && c.Lane == nil {
+		if f != nil && f.Possible {
 			c.number.abandon()
 		} else {
 			c.number.finish()
 		}
 	}
 	switch {
-	case len(c.parts) == 0 && c.joined:
-		// its parts went back to the queue
+	case len(c.parts) == 0 && c.internal:
+		// nobody waits for it: its parts went back to the queue, or it has none
 	case len(c.parts) == 0:
 		r.out.Deliveries = append(r.out.Deliveries, Delivery{Call: c, Response: p, Failure: f})
 	case f != nil:
@@ -514,7 +517,10 @@ func (r *Router) finish(now time.Time, c *Call, p *flotillav1.Response, f *Failu
 	default:
 		r.split(now, c, p)
 	}
-	if c.Lane != nil && c.whole == nil {
-		r.leave(now, c)
+	switch {
+	case c.whole != nil:
+		r.dropPart(now, c)
+	case c.Lane != nil:
+		r.leave(now, c, f)
 	}
 }
