@@ -298,7 +298,7 @@ func (w *worker) write(r *replica, write raft.Write) {
 func (w *worker) send() {
 	for _, node := range w.outTo {
 		w.h.opts.Transport.Send(node, w.out[node])
-		w.out[node] = nil // the transport keeps the slice
+		w.out[node] = emptied(w.out[node]) // the transport has copied it
 	}
 	w.outTo = w.outTo[:0]
 }
