@@ -1279,7 +1279,7 @@ type SnapshotReply struct {
 	Installed     bool                   `protobuf:"varint,1,opt,name=installed,proto3" json:"installed,omitempty"`
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`  // why the transfer ended; empty: it goes on
 	Next          uint64                 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`       // the chunk that is wanted next: all before it were taken
-	Refusal       uint32                 `protobuf:"varint,4,opt,name=refusal,proto3" json:"refusal,omitempty"` // 0: none, 1: busy, 2: damaged or out of order, 3: not wanted
+	Refusal       uint32                 `protobuf:"varint,4,opt,name=refusal,proto3" json:"refusal,omitempty"` // 0: none, 1: busy, 2: damaged or out of order, 3: not wanted, 4: unknown or given up
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
