@@ -84,15 +84,15 @@ func (p *progress) acknowledged(match Index) {
 	switch p.state {
 	case Probe:
 		if p.match+1 >= p.next {
-			p.state, p.next, p.probing = Replicate, p.match+1, false
+			p.state, p.probing = Replicate, false
 		}
 	case Replicate:
-		p.next = max(p.next, p.match+1)
 		p.window.free(p.match)
 	case Snapshot:
-		// What it says it has may be behind what the log still holds;
-		// the caller looks.
+		// What it has may still be behind what the log holds; see
+		// maybeEndSnapshot.
 	}
+	p.next = max(p.next, p.match+1)
 }
 
 // refused takes a refusal in and tells whether it was fresh. hint is where to
