@@ -30,7 +30,7 @@ type campaign struct {
 	wanted   bool
 	base     time.Duration // before the first rank
 	gap      time.Duration // between ranks
-	at       time.Time // zero: no majority was alive yet
+	at       time.Time     // zero: no majority was alive yet
 	attempts int
 }
 
