@@ -121,11 +121,10 @@ func (r *Raft) Applied(i Index) {
 	d.batches = dropFront(d.batches, n)
 }
 
-// skipTo notes that the state machine stands at i, by a snapshot.
+// skipTo notes that the state machine stands at i, by a snapshot. What was
+// handed out before is not to be applied any more.
 func (r *Raft) skipTo(i Index) {
-	d := &r.delivery
-	if i > d.handed {
-		*d = delivery{handed: i, applied: i}
+	if i > r.delivery.handed {
+		r.delivery = delivery{handed: i, applied: i}
 	}
-	d.applied = max(d.applied, i)
 }

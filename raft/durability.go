@@ -1,5 +1,7 @@
 package raft
 
+import "slices"
+
 // durability knows which writes are under way and holds back what may not be
 // said before they are on disk.
 type durability struct {
@@ -91,6 +93,16 @@ func (d *durability) replaced(last Index) {
 	for i := range d.underWay {
 		d.underWay[i].reaches = min(d.underWay[i].reaches, last)
 	}
+}
+
+// forgetAcknowledgements drops what is held and would vouch for entries behind
+// last: they are gone. (When a newer leader replaces entries the term has
+// changed and nothing of it is released; a snapshot can come within a term.)
+func (d *durability) forgetAcknowledgements(last Index) {
+	d.held = slices.DeleteFunc(d.held, func(h heldMessage) bool {
+		b, ok := h.m.Body.(*AppendEntriesReply)
+		return ok && b.Success && b.MatchIndex > last
+	})
 }
 
 // Persisted says that a write, and all before it, are durable. A repeated or

@@ -52,10 +52,13 @@ func (r *Raft) tickFollower() {
 	r.resetElectionTimer()
 }
 
-// mayCampaign tells whether this replica could lead: a voter that trusts its
-// own log.
+// mayCampaign tells whether this replica could lead: one that trusts its own
+// log, and is a voter now or was in a membership that may still be fallen back
+// to. Thesis section 4.2.2: who is not part of its own latest configuration
+// must still start elections, for it may be the only one who can be elected
+// until that is committed; its own vote does not count then.
 func (r *Raft) mayCampaign() bool {
-	return !r.suspicion.on && r.memberships.current().IsVoter(r.self)
+	return !r.suspicion.on && r.memberships.anyVoter(r.self)
 }
 
 // promised tells whether a lease may rest on this replica's silence. It counts

@@ -23,6 +23,9 @@ var (
 	ErrNotYetCommitted = errors.New("raft: the leader has not yet committed an entry of its own term")
 	// ErrMembership: the membership asked for is not possible.
 	ErrMembership = errors.New("raft: impossible membership")
+	// ErrNotCaughtUp: a new voter is not yet a learner that has the log
+	// through the present membership; ask again when it has.
+	ErrNotCaughtUp = errors.New("raft: a new voter has not caught up as a learner")
 	// ErrUnknownReplica: the replica is not a member in that role, or the
 	// message claims to be from one who cannot have sent it.
 	ErrUnknownReplica = errors.New("raft: unknown replica")

@@ -249,6 +249,17 @@ func (s *memberships) current() *Membership { return &s.stack[len(s.stack)-1].Me
 // index is where the current membership lies in the log.
 func (s *memberships) index() Index { return s.stack[len(s.stack)-1].Index }
 
+// anyVoter tells whether the replica votes in the current membership, or in one
+// that a truncation can bring back.
+func (s *memberships) anyVoter(id ReplicaID) bool {
+	for i := range s.stack {
+		if s.stack[i].Membership.IsVoter(id) {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *memberships) push(m IndexedMembership) { s.stack = append(s.stack, m) }
 
 // truncate falls back to the membership before those behind last.

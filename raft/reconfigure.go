@@ -10,8 +10,11 @@ import (
 // joint membership, and when it is committed the leader appends the final one
 // by itself. The index and term are those of the first entry.
 //
-// A new voter should have been a learner until it caught up; the core does not
-// insist. ErrNotYetCommitted before the leader has committed an entry of its
+// A new voter must be a learner that durably has the log through the membership
+// in effect (ErrNotCaughtUp): so it knows that it is a member, and can vote. A
+// voter that could not would be missed by the very next election.
+//
+// ErrNotYetCommitted before the leader has committed an entry of its
 // own term (without that rule two leaders' changes can have disjoint
 // majorities), ErrMembershipPending while an earlier change is not finished,
 // ErrMembership for what no group can be.
@@ -29,6 +32,9 @@ func (r *Raft) ProposeMembership(voters, learners []Member) (Index, Term, error)
 	next, err := r.nextMembership(voters, learners)
 	if err != nil {
 		return 0, 0, fmt.Errorf("%w: %w", ErrMembership, err)
+	}
+	if id, ok := r.caughtUp(&next); !ok {
+		return 0, 0, fmt.Errorf("%w: replica %d", ErrNotCaughtUp, id)
 	}
 	r.Wake()
 	i := r.appendMembership(next)
@@ -59,6 +65,21 @@ func (r *Raft) nextMembership(voters, learners []Member) (Membership, error) {
 		}
 	}
 	return next, nil
+}
+
+// caughtUp tells whether all new voters know that they are members, or which one
+// does not.
+func (r *Raft) caughtUp(next *Membership) (ReplicaID, bool) {
+	for _, m := range next.Voters {
+		if r.memberships.current().IsVoter(m.Replica) {
+			continue
+		}
+		p := r.leading.find(m.Replica)
+		if m.Replica != r.self && (p == nil || p.suspect || p.match < r.memberships.index()) {
+			return m.Replica, false
+		}
+	}
+	return 0, true
 }
 
 // appendMembership puts a membership into the log; it is in effect from here

@@ -36,11 +36,12 @@ func (r *Raft) maybeEndSnapshot(p *progress) {
 	}
 }
 
-// WantsSnapshot tells whether a snapshot at index would bring this replica
-// forward. The driver asks before it installs one, and lets no apply pass
-// between the answer and the InstallSnapshot message.
-func (r *Raft) WantsSnapshot(index Index) bool {
-	return r.role != Leader && index > r.delivery.handed
+// WantsSnapshot tells whether a snapshot at index, from a leader of term, would
+// bring this replica forward. The driver asks before it puts one in place, and
+// lets no turn of this replica pass between the answer and the InstallSnapshot
+// message; that is stepped only if the state is in place.
+func (r *Raft) WantsSnapshot(term Term, index Index) bool {
+	return index > r.delivery.handed && (r.role != Leader || term > r.currentTerm)
 }
 
 // handleInstallSnapshot takes note of a state that the driver has durably put
@@ -83,6 +84,7 @@ func (r *Raft) adoptSnapshot(s SnapshotMark) {
 func (r *Raft) resetLog(s SnapshotMark) {
 	r.log.reset(s.Index, s.Term)
 	r.disk.replaced(0)
+	r.disk.forgetAcknowledgements(s.Index)
 	r.disk.reset = &s
 	r.memberships.stack = []IndexedMembership{{Index: s.Index, Term: s.Term, Membership: s.Membership}}
 }

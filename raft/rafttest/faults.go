@@ -93,9 +93,9 @@ func (s *Sim) faultTurn() {
 		s.network.heal()
 		s.planNodesSeen()
 	case 6:
-		s.transfer(r)
+		s.transfer(s.orLeader(r))
 	case 7, 8:
-		s.changeMembers(r)
+		s.changeMembers(s.orLeader(r))
 	case 9:
 		s.note("pause", r.Member.Replica, 0, 0)
 		r.paused = s.now + 20 + s.rng.Int64N(200)
@@ -111,6 +111,14 @@ func (s *Sim) faultTurn() {
 		}
 		s.settle(r)
 	}
+}
+
+// orLeader is mostly the leader: what only a leader can do is not asked in vain.
+func (s *Sim) orLeader(r *simReplica) *simReplica {
+	if l := s.currentLeader(); l != nil && l.paused <= s.now && s.rng.IntN(4) > 0 {
+		return l
+	}
+	return r
 }
 
 func (s *Sim) planRestart(r *simReplica) {

@@ -128,19 +128,20 @@ func (r *Replica) Apply(n int) ([]raft.Entry, error) {
 func (r *Replica) Flush() { r.Disk.Flushed = r.Machine.copy() }
 
 // Install puts a snapshot in place, durably, and then tells the core; with
-// crash it dies in between. It says whether it was taken.
+// crash it dies in between. One that is not wanted is dropped.
 func (r *Replica) Install(m raft.Message, image *Machine, crash bool) error {
-	if r.Core.WantsSnapshot(image.Applied) {
-		r.Machine = image.copy()
-		r.Flush()
-		r.toApply = nil
-		if crash {
-			r.Crash(0)
-			return nil
-		}
+	if !r.Core.WantsSnapshot(m.Term, image.Applied) {
+		return nil
+	}
+	r.Machine = image.copy()
+	r.Flush()
+	r.toApply = nil
+	if crash {
+		r.Crash(0)
+		return nil
 	}
 	if err := r.Core.Step(m); err != nil {
-		return nil // refused, which changes nothing
+		return err
 	}
 	return r.Turn()
 }

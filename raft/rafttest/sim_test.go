@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	seeds    = flag.Int("seeds", 400, "how many seeds TestSimulation runs")
+	seeds    = flag.Int("seeds", 1000, "how many seeds TestSimulation runs")
 	seed     = flag.Uint64("seed", 0, "run only this seed, with its trace")
 	duration = flag.Int64("duration", 0, "virtual milliseconds of faults; 0: the default")
 )
