@@ -39,8 +39,11 @@ func parameters() []parameter {
 
 func configCommand() *command {
 	sub := func(name string, arity int, summary string, run func(*job)) *command {
-		return &command{name: "config|" + name, arity: arity, flags: "admin noscript loading stale",
-			categories: "@admin @slow @dangerous", group: "server", since: "2.0.0", summary: summary, run: run}
+		flags, categories := "admin noscript loading stale", "@admin @slow @dangerous"
+		if name == "help" {
+			flags, categories = "loading stale", "@slow"
+		}
+		return &command{name: "config|" + name, arity: arity, flags: flags, categories: categories, group: "server", since: "2.0.0", summary: summary, run: run}
 	}
 	return &command{
 		name: "config", arity: -2, categories: "@slow", group: "server", since: "2.0.0", summary: "Read parameters",

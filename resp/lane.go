@@ -72,6 +72,7 @@ type item struct {
 	shape shape
 	first int32 // its first op in the request
 	n     int32 // its ops
+	guess int32 // the bytes of value it is counted for
 }
 
 // call is one request on its way.

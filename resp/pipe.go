@@ -26,7 +26,7 @@ const (
 // burst of reads cannot bring in more than heldBytesMax by much. The guess
 // begins high and halves its distance to each smaller value.
 const (
-	valueGuessFirst = 64 << 10
+	valueGuessFirst = 256 << 10
 	valueGuessMin   = 512
 )
 
@@ -207,6 +207,7 @@ func (p *pipe) addPart(part *part) {
 	bytes := part.bytes
 	if part.item.shape.hasValue() {
 		bytes += p.guess
+		part.item.guess = int32(p.guess)
 		part.item.slot.weight += p.guess
 		p.held += p.guess
 	}
@@ -331,10 +332,10 @@ func (p *pipe) nextOf(l *lane) {
 }
 
 // valueRead notes the size of a value that came in, for the guess and for the
-// limits.
-func (p *pipe) valueRead(s *slot, n int) {
-	s.weight += n
-	p.held += n
+// limits; guessed is what it was counted for until now.
+func (p *pipe) valueRead(s *slot, n, guessed int) {
+	s.weight += n - guessed
+	p.held += n - guessed
 	if n > p.guess {
 		p.guess = n
 	} else {

@@ -108,33 +108,34 @@ func (c *rawClient) reply() string {
 
 // readReply reads one reply, whatever its kind, as its bytes.
 func readReply(r *bufio.Reader) (string, error) {
+	var b strings.Builder
+	err := copyReply(&b, r)
+	return b.String(), err
+}
+
+func copyReply(b *strings.Builder, r *bufio.Reader) error {
 	line, err := r.ReadString('\n')
+	b.WriteString(line)
 	if err != nil {
-		return line, err
+		return err
 	}
 	n, _ := strconv.Atoi(strings.TrimSpace(line[1:]))
 	switch line[0] {
 	case '$', '=':
-		if n < 0 {
-			return line, nil
+		if n >= 0 {
+			_, err = io.CopyN(b, r, int64(n+2))
 		}
-		body := make([]byte, n+2)
-		_, err := io.ReadFull(r, body)
-		return line + string(body), err
+		return err
 	case '%':
 		n *= 2
 	case '*', '~':
 	default:
-		return line, nil
+		return nil
 	}
-	for range n {
-		part, err := readReply(r)
-		line += part
-		if err != nil {
-			return line, err
-		}
+	for i := 0; i < n && err == nil; i++ {
+		err = copyReply(b, r)
 	}
-	return line, nil
+	return err
 }
 
 // expect sends a command and compares its reply.

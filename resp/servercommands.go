@@ -86,7 +86,7 @@ func (j *job) infoOf(names [][]byte) {
 	}
 	elems := make([]reply, len(names))
 	for i, name := range names {
-		elems[i] = nullArrayReply()
+		elems[i] = nullReply()
 		if c := table.findFull(name); c != nil {
 			elems[i] = c.info()
 		}

@@ -116,7 +116,7 @@ func (it *item) fillValue(p *pipe, r *flotillav1.Result) {
 	default:
 		*it.dst = nullReply()
 	}
-	p.valueRead(it.slot, len(value))
+	p.valueRead(it.slot, len(value), int(it.guess))
 }
 
 // expiry is the answer to one of the questions after a key's expiry. Seconds
