@@ -65,7 +65,7 @@ func (l *link) next(now time.Time) ping {
 func (l *link) heard(now time.Time, p ping, suspectAfter time.Duration) (newBoot bool) {
 	if p.boot != l.boot {
 		newBoot = true
-		l.broken()
+		l.down() // its echoes are its own: no process knows what the one before it heard
 		l.boot, l.heardSeq = p.boot, 0
 		l.rtt, l.clockAt = -1, time.Time{}
 	}
@@ -119,10 +119,14 @@ func (l *link) expire(now time.Time, suspectAfter time.Duration) (down bool) {
 	return true
 }
 
-// broken takes the peer down: its connection was refused or reset, or its
-// process is another one. Nothing that it heard before counts any more.
+// broken takes the peer down: it was silent for too long, or its connection was
+// refused or reset. Nothing that it heard before counts any more.
 func (l *link) broken() (down bool) {
 	l.floor = l.seq
+	return l.down()
+}
+
+func (l *link) down() (wasUp bool) {
 	l.provenAt = time.Time{}
 	if !l.up {
 		return false
