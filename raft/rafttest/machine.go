@@ -40,3 +40,12 @@ func (m *Machine) copy() *Machine {
 func (m *Machine) mark() raft.SnapshotMark {
 	return raft.SnapshotMark{Index: m.Applied, Term: m.Term, Membership: m.Membership}
 }
+
+// Replay applies entries, as a replica would; for tests that make up a state.
+func (m *Machine) Replay(es []raft.Entry) {
+	for i := range es {
+		if err := m.apply(&es[i]); err != nil {
+			panic(err)
+		}
+	}
+}

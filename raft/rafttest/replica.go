@@ -145,3 +145,13 @@ func (r *Replica) Install(m raft.Message, image *Machine, crash bool) error {
 	}
 	return r.Turn()
 }
+
+// Stream is a snapshot of what the replica has applied, and the message that
+// goes with it.
+func (r *Replica) Stream(to raft.ReplicaID) (*Machine, raft.Message) {
+	image := r.Machine.copy()
+	return image, raft.Message{
+		Group: Group, From: r.Member.Replica, To: to, Term: r.Core.Term(),
+		Body: &raft.InstallSnapshot{Snapshot: image.mark()},
+	}
+}

@@ -341,8 +341,7 @@ func (s *Sim) retire(r *simReplica) {
 // stream sends a snapshot of what the leader has applied.
 func (s *Sim) stream(leader *simReplica, to raft.Member) {
 	from := leader.Member.Replica
-	image := leader.Machine.copy()
-	m := raft.Message{Group: Group, From: from, To: to.Replica, Term: leader.Core.Term(), Body: &raft.InstallSnapshot{Snapshot: image.mark()}}
+	image, m := leader.Stream(to.Replica)
 	s.result.Snapshots++
 	s.note("stream", from, uint64(to.Replica), uint64(image.Applied))
 	ok := false
