@@ -40,11 +40,12 @@ type Options struct {
 type Controller struct {
 	flotillav1.UnimplementedClusterServer
 
-	options  Options
-	logger   *slog.Logger
-	maps     *MapSource
-	changed  signal        // something outside the maps has changed: peers, leaders, identity
-	founding chan struct{} // has an element while somebody may change the identity
+	options   Options
+	logger    *slog.Logger
+	maps      *MapSource
+	changed   signal        // something outside the maps has changed: peers, leaders, identity
+	founding  chan struct{} // has an element while somebody may change the identity
+	proposals chan struct{} // has an element for each proposal under way
 
 	stop    context.CancelFunc
 	ctx     context.Context // ends with Close
@@ -63,12 +64,17 @@ type Controller struct {
 // costs attempts.
 const hintsMax = 16_384
 
+// proposalsMax bounds what is proposed to the config group at once from here;
+// callers past it wait.
+const proposalsMax = 256
+
 // New makes a controller that does nothing before Attach or Start.
 func New(options Options) *Controller {
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Controller{options: options, logger: options.Logger, founding: make(chan struct{}, 1), hints: make(map[raft.GroupID]raft.NodeID)}
+	c := &Controller{options: options, logger: options.Logger, founding: make(chan struct{}, 1),
+		proposals: make(chan struct{}, proposalsMax), hints: make(map[raft.GroupID]raft.NodeID)}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.maps = newMapSource(c, options.SaveMap, options.Logger)
 	return c
@@ -184,13 +190,21 @@ func (c *Controller) newMachine() *Machine {
 }
 
 // leads tells whether this node leads the config group.
-func (c *Controller) leads() (Host, *Machine, GroupStatus, bool) {
-	_, host, machine := c.parts()
+func (c *Controller) leads() (leading, bool) {
+	id, host, machine := c.parts()
 	if host == nil || machine == nil {
-		return nil, nil, GroupStatus{}, false
+		return leading{}, false
 	}
-	st, ok := host.Status(raft.ConfigGroup)
-	return host, machine, st, ok && st.IsLeader
+	leader, term, known := host.Leader(raft.ConfigGroup)
+	return leading{host, machine, term}, known && leader.Node == id.Node
+}
+
+// leading is what a node leads the config group with. A later value that is
+// equal means that it has led all the time.
+type leading struct {
+	host    Host
+	machine *Machine
+	term    raft.Term
 }
 
 // local implements view.

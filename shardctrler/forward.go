@@ -135,8 +135,8 @@ func (c *Controller) configLeaders() []raft.NodeID {
 		}
 	}
 	if host != nil {
-		if st, ok := host.Status(raft.ConfigGroup); ok {
-			add(st.Leader.Node)
+		if leader, _, known := host.Leader(raft.ConfigGroup); known {
+			add(leader.Node)
 		}
 	}
 	c.mu.Lock()
@@ -152,11 +152,17 @@ func (c *Controller) configLeaders() []raft.NodeID {
 // propose has the config group decide a command. It is for the leader; any
 // other answers errElsewhere.
 func (c *Controller) propose(ctx context.Context, command Command) (any, error) {
-	host, _, _, leads := c.leads()
+	at, leads := c.leads()
 	if !leads {
 		return nil, errElsewhere
 	}
-	answer, err := host.Propose(ctx, EncodeCommand(command))
+	select {
+	case c.proposals <- struct{}{}:
+		defer func() { <-c.proposals }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	answer, err := at.host.Propose(ctx, EncodeCommand(command))
 	var notLeader *NotLeaderError
 	if errors.As(err, &notLeader) || errors.Is(err, ErrNoReplica) {
 		return nil, errElsewhere
@@ -177,7 +183,7 @@ func (c *Controller) current(ctx context.Context) (*State, error) {
 	if host == nil || machine == nil {
 		return nil, errElsewhere
 	}
-	if _, ok := host.Status(raft.ConfigGroup); !ok {
+	if _, _, known := host.Leader(raft.ConfigGroup); !known {
 		return nil, errElsewhere
 	}
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)

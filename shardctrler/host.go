@@ -49,6 +49,8 @@ type ConfigLog interface {
 
 // Groups are the replicas on this node.
 type Groups interface {
+	// Leader is at once what this node knows; false: nothing.
+	Leader(raft.GroupID) (leader raft.Member, term raft.Term, known bool)
 	Status(raft.GroupID) (GroupStatus, bool)
 	Statuses() []GroupStatus
 	// Transfer asks the local leader to hand over.

@@ -28,23 +28,21 @@ const (
 func (c *Controller) reconcile(ctx context.Context) {
 	for ctx.Err() == nil {
 		news := c.news()
-		host, machine, st, leads := c.leads()
+		at, leads := c.leads()
 		if !leads {
 			c.setWaits(nil)
 			c.sleep(ctx, lookEvery, news)
 			continue
 		}
-		c.reign(ctx, &reign{c: c, host: host, machine: machine, term: st.Term,
+		c.reign(ctx, &reign{c: c, leading: at,
 			reconciler: newReconciler(), heard: make(map[raft.NodeID]time.Time)})
 	}
 }
 
 // reign is the loop's state during one term of leadership of this node.
 type reign struct {
+	leading
 	c          *Controller
-	host       Host
-	machine    *Machine
-	term       raft.Term
 	reconciler *reconciler
 	heard      map[raft.NodeID]time.Time // when each node was last heard of
 	asked      time.Time                 // when reports were last asked for
@@ -79,8 +77,8 @@ func (c *Controller) reign(ctx context.Context, r *reign) {
 // again; false: this node leads no longer.
 func (r *reign) turn(ctx context.Context) bool {
 	changed, news, wake := r.machine.Changed(), r.c.news(), r.wake.wait()
-	host, machine, st, leads := r.c.leads()
-	if !leads || st.Term != r.term || host != r.host || machine != r.machine {
+	st, hosted := r.host.Status(raft.ConfigGroup)
+	if at, leads := r.c.leads(); !leads || at != r.leading || !hosted {
 		return false
 	}
 	state := r.machine.State()

@@ -92,14 +92,13 @@ func (c *Controller) Register(ctx context.Context, r *flotillav1.RegisterRequest
 // registerHere takes a registration at the leader. One that changes nothing
 // is answered without a log entry.
 func (c *Controller) registerHere(ctx context.Context, command Register) (*flotillav1.RegisterResponse, error) {
-	_, machine, _, leads := c.leads()
+	at, leads := c.leads()
 	if !leads {
 		return nil, errElsewhere
 	}
-	if n, ok := machine.State().byRandomID(command.RandomID); ok && n.Registration == command.Registration &&
-		n.State != shardmap.NodeRemoved && (command.Node == 0 || command.Node == n.ID) &&
-		(command.ClusterID == "" || command.ClusterID == machine.State().ClusterID) {
-		return &flotillav1.RegisterResponse{ClusterId: machine.State().ClusterID, NodeId: uint64(n.ID), Map: mapToWire(machine.Map())}, nil
+	s := at.machine.State()
+	if n, known, err := s.checkRegister(command); err == nil && known && n.Registration == command.Registration {
+		return registerResponse(s, n.ID), nil
 	}
 	answer, err := c.propose(ctx, command)
 	if err != nil {
@@ -109,7 +108,11 @@ func (c *Controller) registerHere(ctx context.Context, command Register) (*floti
 	if !ok {
 		return nil, fmt.Errorf("register was answered %T", answer)
 	}
-	return &flotillav1.RegisterResponse{ClusterId: registered.ClusterID, NodeId: uint64(registered.Node), Map: mapToWire(machine.Map())}, nil
+	return registerResponse(at.machine.State(), registered.Node), nil
+}
+
+func registerResponse(s *State, node raft.NodeID) *flotillav1.RegisterResponse {
+	return &flotillav1.RegisterResponse{ClusterId: s.ClusterID, NodeId: uint64(node), Map: mapToWire(s.Map())}
 }
 
 func identityOf(r *flotillav1.RegisterResponse) Identity {
