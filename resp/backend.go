@@ -1,7 +1,6 @@
 package resp
 
 import (
-	"context"
 	"errors"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -31,44 +30,48 @@ type Info struct {
 	Keys      int64 // an estimate, of the whole cluster
 }
 
-// coded is an error that says what a response code would have said. The
-// client's errors are such.
-type coded interface {
-	error
-	Code() flotillav1.Code
+// codeOf tells the kind of an error by its Code method, for a Backend whose
+// errors have one. Any other error leaves the outcome open.
+func codeOf(err error) flotillav1.Code {
+	var coded interface{ Code() flotillav1.Code }
+	if errors.As(err, &coded) {
+		return coded.Code()
+	}
+	return flotillav1.Code_UNKNOWN
 }
 
-// faultText turns a request's failure into an error line as Redis clients
+// errorCodes says what kind of failure an error of Submit is.
+type errorCodes func(error) flotillav1.Code
+
+// code is the kind of a request's answer.
+func (k errorCodes) code(resp *flotillav1.Response, err error) flotillav1.Code {
+	switch {
+	case err != nil:
+		return k(err)
+	case resp == nil:
+		return flotillav1.Code_UNKNOWN
+	}
+	return resp.Code
+}
+
+// fault turns a request's failure into an error line as Redis clients
 // understand them, "" if it did not fail. CLUSTERDOWN and TRYAGAIN promise
 // that nothing was done and clients may retry on them; where that is not known
 // the text begins with ERR, which clients hand to their caller.
-func faultText(resp *flotillav1.Response, err error) string {
+func (k errorCodes) fault(resp *flotillav1.Response, err error) string {
+	code, message := k.code(resp, err), resp.GetMessage()
 	if err != nil {
-		return errText(err)
+		message = err.Error()
 	}
-	if resp == nil {
-		return errUnknownOutcome + "no answer"
-	}
-	if resp.Code == flotillav1.Code_OK {
+	if code == flotillav1.Code_OK && err == nil {
 		return ""
 	}
-	return codeText(resp.Code, resp.Message)
+	return codeText(code, message)
 }
 
 const errUnknownOutcome = "ERR outcome unknown, the command may or may not have taken effect: "
 
 const errMisfit = "ERR internal error: the answer does not fit the request"
-
-func errText(err error) string {
-	var c coded
-	if errors.As(err, &c) {
-		return codeText(c.Code(), err.Error())
-	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return errUnknownOutcome + err.Error()
-	}
-	return errUnknownOutcome + err.Error()
-}
 
 func codeText(code flotillav1.Code, message string) string {
 	switch code {

@@ -49,6 +49,7 @@ type slot struct {
 // head.
 type pipe struct {
 	backend   Backend
+	codes     errorCodes
 	timeoutMS uint32
 
 	mu     sync.Mutex
@@ -74,9 +75,10 @@ type pipe struct {
 	freeLanes []*lane
 }
 
-func newPipe(backend Backend, timeoutMS uint32) *pipe {
+func newPipe(backend Backend, codes errorCodes, timeoutMS uint32) *pipe {
 	p := &pipe{
 		backend:   backend,
+		codes:     codes,
 		timeoutMS: timeoutMS,
 		ring:      make([]*slot, slotsMin),
 		lanes:     make(map[shardmap.ShardID]*lane),
@@ -305,7 +307,7 @@ func (p *pipe) answered(c *call, resp *flotillav1.Response, err error) {
 		return
 	}
 	c.finished = true
-	if c.mustSplit(resp) {
+	if c.mustSplit(resp, err) {
 		c.lane.splitAhead(c)
 	} else {
 		c.fill(resp, err)

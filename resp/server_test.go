@@ -101,7 +101,7 @@ func (c *rawClient) reply() string {
 	c.t.Helper()
 	s, err := readReply(c.r)
 	if err != nil {
-		c.t.Fatalf("reply: %v (so far %q)", err, s)
+		c.t.Fatalf("reply: %v (so far %.100q)", err, s)
 	}
 	return s
 }
@@ -142,7 +142,7 @@ func copyReply(b *strings.Builder, r *bufio.Reader) error {
 func (c *rawClient) expect(want string, args ...string) {
 	c.t.Helper()
 	if got := c.do(args...); got != want {
-		c.t.Errorf("%q: %q, want %q", args, got, want)
+		c.t.Errorf("%.200q: %.200q, want %.200q", args, got, want)
 	}
 }
 
@@ -151,7 +151,7 @@ func (c *rawClient) rest() string {
 	c.t.Helper()
 	all, err := io.ReadAll(c.r)
 	if err != nil {
-		c.t.Fatalf("the connection did not end: %v (so far %q)", err, all)
+		c.t.Fatalf("the connection did not end: %v (so far %.100q)", err, all)
 	}
 	return string(all)
 }
