@@ -249,6 +249,9 @@ func (a *appliers) batch(r *replica, entries []raft.Entry, s *applyScratch) {
 	last := entries[len(entries)-1].Index
 	if err := r.applyEntries(entries, s); err != nil {
 		a.h.fail(fmt.Errorf("group %d replica %d: applying %d..%d: %w", r.key.Group, r.key.Replica, entries[0].Index, last, err))
+		for i := range s.answers {
+			a.h.answerLost([]*waiter{s.answers[i].w}, ErrUnknown)
+		}
 		return
 	}
 	r.apply.noteApplied(last)

@@ -55,6 +55,9 @@ func (w *worker) tick() {
 	campaigning := 0
 	var due []*replica
 	for _, r := range w.awake {
+		if r.frozen {
+			continue
+		}
 		w.touch(r)
 		r.tick(n, w.now)
 		if role := r.core.Role(); role == raft.Candidate || role == raft.PreCandidate {
@@ -200,7 +203,7 @@ func (r *replica) trySleep() {
 	if r.idle < h.opts.Timing.ticks(h.opts.Timing.SleepAfter) || r.view.Role != raft.Leader {
 		return
 	}
-	if r.quiet() {
+	if !r.waits() && !r.installing {
 		r.core.Sleep(h.alive) // takes a round trip; asked again with each tick
 	}
 }
@@ -225,7 +228,7 @@ func (w *worker) setAwake(r *replica, awake bool) {
 // nodeDown: a node died, or came back with a new boot: its leaders are gone.
 func (w *worker) nodeDown(node raft.NodeID) {
 	for _, r := range w.sorted() {
-		if r.view.Leader.Node != node || r.view.Role == raft.Leader {
+		if r.frozen || r.view.Leader.Node != node || r.view.Role == raft.Leader {
 			continue
 		}
 		r.core.LeaderLost()
@@ -238,7 +241,7 @@ func (w *worker) nodeDown(node raft.NodeID) {
 // restarted and knows no leader. They sleep again when it is in step.
 func (w *worker) nodeUp(node raft.NodeID) {
 	for _, r := range w.sorted() {
-		if _, member := r.memberOn(node); member && r.view.Role == raft.Leader && r.core.Asleep() {
+		if _, member := r.memberOn(node); member && r.view.Role == raft.Leader && r.core.Asleep() && !r.frozen {
 			r.core.Wake()
 			r.idle = 0
 			w.touch(r)

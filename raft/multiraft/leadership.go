@@ -75,7 +75,7 @@ func (r *replica) transfer(to raft.ReplicaID) error {
 	switch {
 	case r.gone:
 		return ErrStopped
-	case r.core.Role() != raft.Leader:
+	case r.core.Role() != raft.Leader || r.frozen:
 		return r.notLeader()
 	}
 	if to == 0 {

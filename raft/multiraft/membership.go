@@ -36,7 +36,7 @@ func (r *replica) proposeMembership(epoch uint64, voters, learners []raft.Member
 	case r.gone:
 		done(ErrStopped)
 		return
-	case r.core.Role() != raft.Leader:
+	case r.core.Role() != raft.Leader || r.frozen:
 		done(r.notLeader())
 		return
 	case have != epoch:

@@ -35,11 +35,13 @@ type control struct {
 	core *raft.Raft
 	log  raft.LogReader
 
-	gone       bool // removed or stopped: the core is not touched any more
-	touched    bool // in the worker's list of this turn
-	suspect    bool // the store still marks it so
-	wasMember  bool // the applied membership has named it
-	installing bool // a snapshot comes in; a second one is refused
+	gone       bool            // removed or stopped: the core is not touched any more
+	touched    bool            // in the worker's list of this turn
+	suspect    bool            // the store still marks it so
+	wasMember  bool            // the applied membership has named it
+	installing bool            // a snapshot comes in; a second one is refused
+	frozen     bool            // and is being put in place: the core takes no step
+	heldAcks   []raft.WriteAck // that came while frozen
 
 	awakeAt int // position in the worker's awake list; -1: asleep
 	idle    int // ticks without work
@@ -143,7 +145,9 @@ func (r *replica) settle() {
 	if v := (LeaderView{Leader: r.leader(), Term: r.core.Term(), Role: r.core.Role()}); v != r.view {
 		r.noteView(v)
 	}
-	r.worker.setAwake(r, !r.core.Asleep())
+	// Who sleeps is ticked all the same while something waits here: it may be
+	// that nothing will decide it, and then its time has to run out.
+	r.worker.setAwake(r, !r.core.Asleep() || r.waits())
 	if r.suspect && !r.core.Suspect() {
 		r.suspect = false
 		r.worker.h.trimmer.noteTrusted(r.key)
@@ -172,11 +176,10 @@ func (r *replica) noteView(v LeaderView) {
 	}
 }
 
-// quiet says that nothing is under way here that needs ticks.
-func (r *replica) quiet() bool {
+// waits says that the outcome of something is open here.
+func (r *replica) waits() bool {
 	proposals, reads := r.outcomes.waiting()
-	return len(r.queued)+len(r.asked)+r.rounds.len()+proposals+reads+len(r.changes) == 0 &&
-		!r.installing
+	return len(r.queued)+len(r.asked)+r.rounds.len()+proposals+reads+len(r.changes) > 0
 }
 
 // expire ends what has waited too long.

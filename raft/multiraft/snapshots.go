@@ -168,7 +168,7 @@ func (s *sends) again(next send) {
 func (s *sends) report(done send, index raft.Index, ok bool) {
 	r := done.r
 	r.worker.inbox.order(func() {
-		if !r.gone {
+		if !r.gone && !r.frozen {
 			r.core.SnapshotDone(done.to.Replica, index, ok)
 			r.worker.touch(r)
 		}
@@ -260,7 +260,7 @@ func (r *replica) wants(s transport.SnapshotHeader) error {
 		return ErrStopped
 	case s.Term < r.core.Term():
 		return fmt.Errorf("%w: it is of term %d, this is %d", ErrSnapshotRefused, s.Term, r.core.Term())
-	case !r.core.WantsSnapshot(s.Mark.Index):
+	case !r.core.WantsSnapshot(s.Term, s.Mark.Index):
 		return fmt.Errorf("%w: it ends at %d, which is here already", ErrSnapshotRefused, s.Mark.Index)
 	}
 	return nil
@@ -303,43 +303,74 @@ func addAll(ctx context.Context, install *statestore.Install, next func() ([]byt
 
 // replaceState replaces the state, durably, and tells the core, whose log
 // begins behind the mark in the write that follows; it acknowledges when that
-// is durable. Apply is paused: it is not with any applier.
+// is durable. Apply is paused: it is not with any applier. The core takes no
+// step between its word that it wants the snapshot and the news that it is in
+// place.
 func (r *replica) replaceState(s transport.SnapshotHeader, install *statestore.Install) (refused error) {
-	if !r.worker.do(func() { refused = r.wants(s) }) {
+	ran := r.worker.do(func() {
+		refused = r.wants(s)
+		r.frozen = refused == nil
+	})
+	if !ran {
 		return ErrStopped
 	}
 	if refused != nil {
 		return refused
 	}
-	if err := install.Finish(); err != nil {
+	err := r.putInPlace(s, install)
+	if errors.Is(err, ErrStopped) {
+		return err // frozen it stays: nobody knows what its state is
+	}
+	r.worker.do(func() { r.thaw(s, err == nil) })
+	return err
+}
+
+// putInPlace replaces the state and rebuilds its machine. Only a bad stream
+// leaves all as it was; whatever else fails stops the host (ErrStopped).
+func (r *replica) putInPlace(s transport.SnapshotHeader, install *statestore.Install) error {
+	err := install.Finish()
+	if errors.Is(err, statestore.ErrBadStream) {
 		return err
 	}
-	r.apply.jump(s.Mark.Index)
+	if err == nil {
+		err = r.machine.Restored(r.state)
+	}
+	h := r.worker.h
+	if err != nil {
+		h.fail(fmt.Errorf("group %d replica %d: snapshot at %d: %w", r.key.Group, r.key.Replica, s.Mark.Index, err))
+		return fmt.Errorf("%w: %w", ErrStopped, err)
+	}
 	r.appliedMembership = s.Mark.Membership
-	if err := r.machine.Restored(r.state); err != nil {
-		// The state is another and its machine does not know it: nothing may
-		// be applied on top.
-		r.worker.h.fail(fmt.Errorf("group %d replica %d: after a snapshot: %w", r.key.Group, r.key.Replica, err))
-		return err
-	}
+	r.apply.jump(s.Mark.Index)
 	r.machine.Committed(s.Mark.Index)
 	lost, ready := r.outcomes.jump(s.Mark.Index)
-	r.worker.h.answerLost(lost, ErrUnknown)
-	r.worker.h.readsReady(r, s.Mark.Index, ready)
-	r.worker.do(func() { r.stepInstalled(s) })
+	h.answerLost(lost, ErrUnknown)
+	h.readsReady(r, s.Mark.Index, ready)
 	return nil
 }
 
-// stepInstalled tells the core that the state is in place.
-func (r *replica) stepInstalled(s transport.SnapshotHeader) {
+// thaw lets the core go on, and tells it if the state is in place.
+func (r *replica) thaw(s transport.SnapshotHeader, inPlace bool) {
+	r.frozen = false
 	if r.gone {
 		return
 	}
+	r.worker.touch(r)
+	if inPlace {
+		r.stepInstalled(s)
+	}
+	acks := r.heldAcks
+	r.heldAcks = nil
+	for _, a := range acks {
+		r.core.Persisted(a)
+	}
+}
+
+func (r *replica) stepInstalled(s transport.SnapshotHeader) {
 	m := raft.Message{Group: s.Group, From: s.From, To: s.To, Term: s.Term, Body: &raft.InstallSnapshot{Snapshot: s.Mark}}
 	if err := r.core.Step(m); err != nil {
 		r.worker.h.fail(fmt.Errorf("group %d replica %d: the core refuses a snapshot that is in place: %w", s.Group, s.To, err))
 		return
 	}
 	r.membershipApplied(s.Mark.Membership)
-	r.worker.touch(r)
 }

@@ -76,6 +76,9 @@ func (r *replica) applyEntries(entries []raft.Entry, s *applyScratch) error {
 
 func (r *replica) applyEntry(b *statestore.Batch, e *raft.Entry, s *applyScratch) error {
 	w := r.outcomes.take(e.Index)
+	if w != nil { // from here on it is ours to answer, whatever happens
+		s.answers = append(s.answers, answer{w: w, term: e.Term})
+	}
 	from := len(s.results)
 	switch e.Kind {
 	case raft.EntryNoop:
@@ -94,7 +97,7 @@ func (r *replica) applyEntry(b *statestore.Batch, e *raft.Entry, s *applyScratch
 		return fmt.Errorf("%w: kind %d", errEntry, e.Kind)
 	}
 	if w != nil {
-		s.answers = append(s.answers, answer{w: w, term: e.Term, results: s.results[from:len(s.results):len(s.results)]})
+		s.answers[len(s.answers)-1].results = s.results[from:len(s.results):len(s.results)]
 	}
 	return nil
 }

@@ -130,7 +130,7 @@ func (w *worker) turn() {
 
 // touch puts r among those that this turn advances.
 func (w *worker) touch(r *replica) {
-	if !r.touched && !r.gone {
+	if !r.touched && !r.gone && !r.frozen {
 		r.touched = true
 		w.touched = append(w.touched, r)
 	}
@@ -153,17 +153,20 @@ func (w *worker) nextTouched() {
 func (w *worker) takeAcks(acks []ack) {
 	for _, a := range acks {
 		w.unsynced -= a.bytes
-		if a.r.gone {
-			continue
+		switch {
+		case a.r.gone:
+		case a.r.frozen:
+			a.r.heldAcks = append(a.r.heldAcks, a.ack)
+		default:
+			a.r.core.Persisted(a.ack)
+			w.touch(a.r)
 		}
-		a.r.core.Persisted(a.ack)
-		w.touch(a.r)
 	}
 }
 
 func (w *worker) takeApplied(replicas []*replica) {
 	for _, r := range replicas {
-		if r.gone {
+		if r.gone || r.frozen { // frozen: its state is being replaced by a later one
 			continue
 		}
 		r.core.Applied(r.apply.appliedIndex())
@@ -179,7 +182,7 @@ func (w *worker) takeMessages(messages []arrived) {
 			w.h.stats.unknownGroup.Add(1)
 			continue
 		}
-		if w.full() && carriesEntries(m) {
+		if r.frozen || w.full() && carriesEntries(m) {
 			w.h.stats.messagesDropped.Add(1)
 			continue
 		}
@@ -229,7 +232,7 @@ func (w *worker) takeReads(reads []read) {
 // comes out.
 func (w *worker) advance(r *replica) {
 	r.touched = false
-	if r.gone {
+	if r.gone || r.frozen {
 		return
 	}
 	if len(r.queued) > 0 || len(r.asked) > 0 {

@@ -50,6 +50,13 @@ func (m *tally) Apply(b *statestore.Batch, e Applied, results []any) error {
 		if k, v, ok := bytes.Cut(c, []byte("=")); ok {
 			b.Set(append([]byte("k"), k...), v)
 		}
+		if len(c) > 0 && c[0] == '#' { // counts how often it is applied
+			v, _, err := b.Get(c)
+			if err != nil {
+				return err
+			}
+			b.Set(bytes.Clone(c), append(bytes.Clone(v), 'x'))
+		}
 		results[i] = m.count
 	}
 	v := binary.BigEndian.AppendUint64(nil, m.count)
