@@ -369,6 +369,48 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
+func TestEveryErrorOfSubmitHasACode(t *testing.T) {
+	f := newFakeCluster(t, 1)
+	c := f.client(Options{})
+	ask := func(q *flotillav1.Request) flotillav1.Code {
+		t.Helper()
+		q.TimeoutMs = 50
+		errs := make(chan error, 1)
+		c.Submit(q, func(_ *flotillav1.Response, err error) { errs <- err })
+		var coded interface{ Code() flotillav1.Code }
+		if err := <-errs; !errors.As(err, &coded) {
+			t.Fatalf("no code: %v", err)
+		}
+		return coded.Code()
+	}
+	for _, code := range []flotillav1.Code{flotillav1.Code_BUSY, flotillav1.Code_NO_QUORUM, flotillav1.Code_UNAVAILABLE, flotillav1.Code_MOVED, flotillav1.Code_INVALID, flotillav1.Code_NOT_LEADER} {
+		f.change(func() {
+			f.intercept = func(uint64, *flotillav1.Request) (*flotillav1.Response, bool) {
+				return &flotillav1.Response{Code: code}, false
+			}
+		})
+		if got := ask(readRequest(nil, getOp([]byte("k")))); got != code {
+			t.Errorf("%v became %v", code, got)
+		}
+	}
+	f.change(func() {
+		f.intercept = func(uint64, *flotillav1.Request) (*flotillav1.Response, bool) { return nil, true }
+	})
+	if got := ask(writeRequest(incrOp("k", 1))); got != flotillav1.Code_UNKNOWN {
+		t.Errorf("a lost answer became %v", got)
+	}
+	if got := ask(readRequest(nil, getOp([]byte("k")))); got != flotillav1.Code_UNAVAILABLE {
+		t.Errorf("a lost answer to a read became %v", got)
+	}
+	if got := ask(&flotillav1.Request{}); got != flotillav1.Code_INVALID {
+		t.Errorf("an empty request became %v", got)
+	}
+	c.Close()
+	if got := ask(readRequest(nil, getOp([]byte("k")))); got != flotillav1.Code_UNAVAILABLE {
+		t.Errorf("a closed client says %v", got)
+	}
+}
+
 func TestNoQuorumIsNamed(t *testing.T) {
 	f := newFakeCluster(t, 1)
 	f.intercept = func(uint64, *flotillav1.Request) (*flotillav1.Response, bool) {

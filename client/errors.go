@@ -86,14 +86,53 @@ func (e *UnknownOutcomeError) Is(target error) bool { return target == ErrUnknow
 // Unwrap gives the cause.
 func (e *UnknownOutcomeError) Unwrap() error { return e.Cause }
 
+// callError is how a call failed, with the code that a response would have
+// had: for those who pass answers on, as a node's RESP door does.
+type callError struct {
+	err  error
+	code flotillav1.Code
+}
+
+func (e *callError) Error() string         { return e.err.Error() }
+func (e *callError) Unwrap() error         { return e.err }
+func (e *callError) Code() flotillav1.Code { return e.code }
+
+// Code is that of an outcome that is not known.
+func (e *UnknownOutcomeError) Code() flotillav1.Code { return flotillav1.Code_UNKNOWN }
+
 // errorOf turns a router's failure into what the caller sees.
 func errorOf(f *routing.Failure) error {
 	err := withCause(reasonError(f.Reason), f)
 	if f.Possible {
 		return &UnknownOutcomeError{Write: f.Write, Cause: err}
 	}
-	return err
+	return &callError{err: err, code: codeOf(f)}
 }
+
+// codeOf is the code of a failure that had no effect.
+func codeOf(f *routing.Failure) flotillav1.Code {
+	switch f.Reason {
+	case routing.ReasonInvalid, routing.ReasonCrossShard:
+		return flotillav1.Code_INVALID
+	case routing.ReasonSessionExpired:
+		return flotillav1.Code_SESSION_EXPIRED
+	case routing.ReasonInternal:
+		return flotillav1.Code_INTERNAL
+	case routing.ReasonClosed:
+		return flotillav1.Code_UNAVAILABLE
+	}
+	switch f.Last {
+	case routing.CauseWindow:
+		return flotillav1.Code_BUSY
+	case routing.Cause(flotillav1.Code_NOT_LEADER), routing.Cause(flotillav1.Code_MOVED),
+		routing.Cause(flotillav1.Code_BUSY), routing.Cause(flotillav1.Code_NO_QUORUM):
+		return flotillav1.Code(f.Last)
+	}
+	return flotillav1.Code_UNAVAILABLE
+}
+
+// refused is the error of a call that this client did not take on.
+func refused(code flotillav1.Code, err error) error { return &callError{err: err, code: code} }
 
 func reasonError(reason routing.Reason) error {
 	switch reason {

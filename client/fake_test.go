@@ -326,7 +326,15 @@ func (h *fakeShard) op(op *flotillav1.Op) *flotillav1.Result {
 	case *flotillav1.Op_Scan:
 		return h.scan(o.Scan)
 	}
-	return &flotillav1.Result{}
+	return h.clear(op.GetClear())
+}
+
+func (h *fakeShard) clear(c *flotillav1.Clear) *flotillav1.Result {
+	r := h.scan(&flotillav1.Scan{Start: c.GetStart(), End: c.GetEnd(), Prefix: c.GetPrefix(), Limit: 1 << 30})
+	for _, kv := range r.GetPairs() {
+		delete(h.items, string(kv.GetKey()))
+	}
+	return &flotillav1.Result{Count: r.GetCount()}
 }
 
 func (h *fakeShard) found(key []byte) *flotillav1.Result {

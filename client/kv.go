@@ -139,13 +139,18 @@ func (c *Client) expire(ctx context.Context, key string, e *flotillav1.Expire) e
 // one sends a request of one op and returns its result.
 func (c *Client) one(ctx context.Context, q *flotillav1.Request) (*flotillav1.Result, error) {
 	p, err := c.do(ctx, q)
-	if err != nil {
-		return nil, err
+	return single(answer{p, err})
+}
+
+// single is the result of an answer to one op.
+func single(a answer) (*flotillav1.Result, error) {
+	if a.err != nil {
+		return nil, a.err
 	}
-	if len(p.GetResults()) != 1 {
-		return nil, fmt.Errorf("%w: %d results of one operation", ErrInternal, len(p.GetResults()))
+	if n := len(a.response.GetResults()); n != 1 {
+		return nil, fmt.Errorf("%w: %d results of one operation", ErrInternal, n)
 	}
-	return p.GetResults()[0], nil
+	return a.response.GetResults()[0], nil
 }
 
 // statusError is the error of an op's result, nil if it did what it should.

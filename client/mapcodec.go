@@ -38,12 +38,13 @@ func decodeMap(m *flotillav1.ShardMap) (*shardmap.Map, error) {
 }
 
 func decodeGroup(g *flotillav1.Group) shardmap.Group {
-	group := shardmap.Group{ID: raft.GroupID(g.GetId()), Preferred: raft.NodeID(g.GetPreferredNode())}
+	group := shardmap.Group{ID: raft.GroupID(g.GetId()), Preferred: raft.NodeID(g.GetPreferredNode()), Epoch: g.GetEpoch()}
 	for _, m := range g.GetMembers() {
 		group.Members = append(group.Members, shardmap.Member{
 			Replica: raft.ReplicaID(m.GetReplicaId()),
 			Node:    raft.NodeID(m.GetNodeId()),
 			Learner: m.GetLearner(),
+			First:   m.GetFirst(),
 		})
 	}
 	return group

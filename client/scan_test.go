@@ -79,6 +79,16 @@ func TestScanMergesAllShardsInOrder(t *testing.T) {
 	}
 }
 
+func TestClearDeletesWhatAScanCovers(t *testing.T) {
+	_, c, keys := filled(t, 300)
+	if n, err := c.Clear(within(t, 5*time.Second), Prefix("key-01")); err != nil || n != 100 {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if got := scanned(t, c); !slices.Equal(got, slices.Concat(keys[:100], keys[200:])) {
+		t.Fatalf("%d keys are left", len(got))
+	}
+}
+
 func TestScanOfARoutingKeyAsksOneShard(t *testing.T) {
 	f, c, _ := filled(t, 10)
 	for i := range 5 {

@@ -17,8 +17,9 @@ const (
 )
 
 // Submit sends a request and returns; done is called exactly once, with a
-// response of code OK or with an error as the methods return it. Results that
-// are no success in themselves, such as an absent key, come in the response.
+// response of code OK or with an error as the methods return it, which moreover
+// has a method Code() with the response code nearest to it. Results that are no
+// success in themselves, such as an absent key, come in the response.
 //
 // done is called from any goroutine, perhaps before Submit returns. It must not
 // block and must not call Close. The request and all bytes in it belong to the
@@ -54,11 +55,11 @@ func (l *Lane) Submit(request *flotillav1.Request, done func(*flotillav1.Respons
 func (c *Client) submit(request *flotillav1.Request, lane *routing.Lane, done func(*flotillav1.Response, error)) {
 	bytes, err := checkRequest(request)
 	if err != nil {
-		done(nil, err)
+		done(nil, refused(flotillav1.Code_INVALID, err))
 		return
 	}
 	if !c.gate.try(bytes) {
-		done(nil, fmt.Errorf("%w: %d calls under way", ErrBusy, c.options.CallsMax))
+		done(nil, refused(flotillav1.Code_BUSY, fmt.Errorf("%w: %d calls under way", ErrBusy, c.options.CallsMax)))
 		return
 	}
 	timeout := c.options.Timeout
@@ -90,7 +91,7 @@ func (c *Client) begin(p *pending) {
 	if closed {
 		outputs.Put(out)
 		c.gate.leave(p.bytes)
-		p.done(nil, ErrClosed)
+		p.done(nil, refused(flotillav1.Code_UNAVAILABLE, ErrClosed))
 		return
 	}
 	c.perform(out)
@@ -107,7 +108,9 @@ func (c *Client) deliver(d routing.Delivery) {
 	}
 	err := errorOf(d.Failure)
 	if d.Failure.Last == routing.CauseNoMap {
-		err = fmt.Errorf("%w%s", err, c.mapTrouble())
+		if trouble := c.mapTrouble(); trouble != "" {
+			err = fmt.Errorf("%w%s", err, trouble)
+		}
 	}
 	p.done(nil, err)
 }
