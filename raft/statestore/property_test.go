@@ -1,0 +1,240 @@
+package statestore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"pgregory.net/rapid"
+
+	"github.com/flotilla-kv/flotilla/raft"
+)
+
+// pair drives the store on Pebble and the model with the same operations and
+// compares them. Pebble flushes when told to: its memtable is large enough.
+// One thing is Pebble's to choose: an install or a destroy may flush what other
+// replicas have not.
+type pair struct {
+	t     *rapid.T
+	fs    *vfs.MemFS
+	model *Model
+	real  *Store
+	ms    *Store
+	index raft.Index
+}
+
+func newPair(t *rapid.T) *pair {
+	p := &pair{t: t, fs: vfs.NewCrashableMem(), model: NewModel()}
+	p.open()
+	return p
+}
+
+func (p *pair) open() {
+	real, err := Open(Options{Dir: "state", FS: p.fs, Logger: quiet(), MemTableBytes: 4 << 20, OnFatal: func(err error) { panic(err) }})
+	if err != nil {
+		p.t.Fatalf("open: %v", err)
+	}
+	p.real, p.ms = real, OpenModel(p.model, nil)
+}
+
+// both does the same to both and compares what comes of it.
+func both(p *pair, do func(*Store) string) {
+	p.t.Helper()
+	if real, model := do(p.real), do(p.ms); real != model {
+		p.t.Fatalf("the store has\n%s\nand the model\n%s", real, model)
+	}
+}
+
+func (p *pair) id() raft.ReplicaKey {
+	return key(rapid.Uint64Range(2, 3).Draw(p.t, "group"), rapid.Uint64Range(1, 2).Draw(p.t, "replica"))
+}
+
+func (p *pair) key(name string) []byte {
+	return rapid.SliceOfN(rapid.SampledFrom([]byte("abcd\x00\xff")), 1, 2).Draw(p.t, name)
+}
+
+func (p *pair) bound(name string) []byte {
+	if rapid.IntRange(0, 3).Draw(p.t, name+" open") == 0 {
+		return nil
+	}
+	return p.key(name)
+}
+
+// span draws bounds in order: crossed ones are for callers to avoid.
+func (p *pair) span() (lo, hi []byte) {
+	lo, hi = p.bound("lo"), p.bound("hi")
+	if hi != nil && string(lo) > string(hi) {
+		lo, hi = hi, lo
+	}
+	return lo, hi
+}
+
+// commit applies a batch of some operations, with reads among them.
+func (p *pair) commit(*rapid.T) {
+	id := p.id()
+	p.index++
+	var ops []func(*Batch) string
+	for range rapid.IntRange(0, 8).Draw(p.t, "ops") {
+		k := p.key("key")
+		lo, hi := p.span()
+		switch rapid.IntRange(0, 6).Draw(p.t, "op") {
+		case 0, 1, 2:
+			v := fmt.Appendf(nil, "v%d", rapid.IntRange(0, 99).Draw(p.t, "value"))
+			ops = append(ops, func(b *Batch) string { b.Set(k, v); return "" })
+		case 3:
+			ops = append(ops, func(b *Batch) string { b.Delete(k); return "" })
+		case 4:
+			ops = append(ops, func(b *Batch) string { b.DeleteRange(lo, hi); return "" })
+		case 5:
+			ops = append(ops, func(b *Batch) string { return getText(b.Get(k)) })
+		case 6:
+			ops = append(ops, func(b *Batch) string { return walk(b.Iter(lo, hi)) })
+		}
+	}
+	fails := rapid.IntRange(0, 9).Draw(p.t, "dropped") == 0
+	both(p, func(s *Store) string {
+		b := s.Replica(id).NewBatch()
+		var text []string
+		for _, op := range ops {
+			text = append(text, op(b))
+		}
+		if fails {
+			b.Close()
+		} else {
+			b.SetApplied(p.index, 1, membership())
+			text = append(text, fmt.Sprint(b.Commit()))
+		}
+		return strings.Join(text, "\n")
+	})
+}
+
+func getText(value []byte, ok bool, err error) string { return fmt.Sprintf("%q %v %v", value, ok, err) }
+
+func walk(iter *Iter) string {
+	var text []string
+	for ok := iter.First(); ok; ok = iter.Next() {
+		text = append(text, fmt.Sprintf("%q=%q", iter.Key(), iter.Value()))
+	}
+	text = append(text, fmt.Sprint(iter.Close()))
+	return strings.Join(text, " ")
+}
+
+// move copies one replica over another, as a snapshot does.
+func (p *pair) move(*rapid.T) {
+	from, to := p.id(), p.id()
+	both(p, func(s *Store) string {
+		snapshot, err := s.Replica(from).Snapshot()
+		if errors.Is(err, ErrNoState) {
+			return "no state"
+		}
+		if err != nil {
+			p.t.Fatalf("snapshot: %v", err)
+		}
+		install := s.Replica(to).NewInstall(snapshot.Mark)
+		text := fmt.Sprintf("%+v", snapshot.Mark)
+		for {
+			chunk, err := snapshot.Next()
+			if err == io.EOF {
+				break
+			}
+			text += fmt.Sprintf(" %x %v", chunk, err) // both must encode the same
+			if err := install.Add(chunk); err != nil {
+				p.t.Fatalf("add: %v", err)
+			}
+		}
+		return text + fmt.Sprint(install.Finish(), snapshot.Close())
+	})
+	p.settle()
+}
+
+func (p *pair) destroy(*rapid.T) {
+	id := p.id()
+	both(p, func(s *Store) string { return fmt.Sprint(s.Replica(id).Destroy()) })
+	p.settle()
+}
+
+// settle lets the model follow if Pebble has flushed all by the way.
+func (p *pair) settle() {
+	if durableText(p, p.real) == appliedText(p, p.real) {
+		p.model.Flush()
+	}
+}
+
+func (p *pair) flush(*rapid.T) {
+	both(p, func(s *Store) string { return fmt.Sprint(s.Flush()) })
+}
+
+func (p *pair) reopen(*rapid.T) {
+	both(p, func(s *Store) string { return fmt.Sprint(s.Close()) })
+	p.open()
+}
+
+func (p *pair) crash(*rapid.T) {
+	clone := p.fs.CrashClone(vfs.CrashCloneCfg{RNG: rand.New(rand.NewPCG(1, 1))})
+	if err := p.real.Close(); err != nil {
+		p.t.Fatalf("close: %v", err)
+	}
+	p.fs = clone
+	p.model.Crash()
+	p.open()
+}
+
+func durableText(p *pair, s *Store) string { return eachText(p, s.EachDurable) }
+func appliedText(p *pair, s *Store) string { return eachText(p, s.EachApplied) }
+
+func eachText(p *pair, each func(func(raft.ReplicaKey, raft.Index)) error) string {
+	text := ""
+	if err := each(func(id raft.ReplicaKey, index raft.Index) { text += fmt.Sprint(id, index, " ") }); err != nil {
+		p.t.Fatalf("list: %v", err)
+	}
+	return text
+}
+
+func (p *pair) compare(*rapid.T) {
+	both(p, func(s *Store) string { return appliedText(p, s) })
+	both(p, func(s *Store) string { return durableText(p, s) })
+	lo, hi := p.span()
+	k := p.key("get")
+	for _, id := range []raft.ReplicaKey{key(2, 1), key(2, 2), key(3, 1), key(3, 2)} {
+		both(p, func(s *Store) string {
+			r := s.Replica(id)
+			view, err := r.View()
+			if err != nil {
+				p.t.Fatalf("view: %v", err)
+			}
+			index, term, m, err := view.Applied()
+			mark, installed, merr := r.SnapshotMark()
+			durable, derr := r.DurableApplied()
+			text := []string{
+				walk(r.NewIter(nil, nil)), walk(r.NewIter(lo, hi)), walk(view.NewIter(lo, hi)),
+				getText(r.Get(k)), getText(view.Get(k)),
+				fmt.Sprint(index, term, m, err, mark, installed, merr, durable, derr),
+			}
+			if err := view.Close(); err != nil {
+				p.t.Fatalf("close view: %v", err)
+			}
+			return strings.Join(text, "\n")
+		})
+	}
+}
+
+func TestModelAgreesWithPebble(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := newPair(t)
+		defer func() {
+			if err := p.real.Close(); err != nil {
+				t.Fatalf("close: %v", err)
+			}
+		}()
+		t.Repeat(map[string]func(*rapid.T){
+			"commit": p.commit, "commit2": p.commit, "commit3": p.commit,
+			"move": p.move, "destroy": p.destroy, "flush": p.flush,
+			"reopen": p.reopen, "crash": p.crash,
+			"": p.compare,
+		})
+	})
+}
