@@ -45,7 +45,9 @@
 // goroutine of its own, and suspicion cancels the stream of messages: at once
 // when the peer goes down, and whenever a Send to a peer that is not up has
 // been blocked for SuspectAfter. A peer that is up and slow is waited for;
-// meanwhile its queue drops the oldest.
+// meanwhile its queue drops the oldest. The connection to a peer that fell
+// silent is closed, so that the way back is a new one and not TCP's next
+// retransmission.
 //
 // # Liveness
 //

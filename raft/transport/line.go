@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -40,27 +41,54 @@ type line struct {
 	cancelSend   context.CancelFunc
 	sendingSince time.Time // of the Send that is under way; zero: none is
 	complaint    string    // what was last logged
+	socket       net.Conn  // of conn, the latest; nil: none, or hung up
 }
 
 func (t *Transport) newLine(p *peer, addr string) (*line, error) {
-	conn, err := t.newConn(addr)
-	if err != nil {
+	l := &line{t: t, p: p, addr: addr}
+	var err error
+	if l.conn, err = t.newConn(addr, l.dial); err != nil {
 		return nil, fmt.Errorf("transport: address %q of node %d: %w", addr, p.id, err)
 	}
-	bulk, err := t.newConn(addr)
-	if err != nil {
-		conn.Close()
+	if l.bulk, err = t.newConn(addr, t.opts.Dial); err != nil {
+		l.conn.Close()
 		return nil, fmt.Errorf("transport: address %q of node %d: %w", addr, p.id, err)
 	}
-	l := &line{t: t, p: p, addr: addr, conn: conn, bulk: bulk}
 	l.ctx, l.cancel = context.WithCancel(t.ctx)
 	return l, nil
 }
 
-func (t *Transport) newConn(addr string) (*grpc.ClientConn, error) {
+type dialFunc = func(ctx context.Context, addr string) (net.Conn, error)
+
+// dial makes the first connection and remembers the socket, for hangUp.
+func (l *line) dial(ctx context.Context, addr string) (net.Conn, error) {
+	socket, err := l.t.opts.Dial(ctx, addr)
+	if err == nil {
+		l.mu.Lock()
+		l.socket = socket
+		l.mu.Unlock()
+	}
+	return socket, err
+}
+
+// hangUp closes the first connection of a peer that fell silent. It may be half
+// open, and TCP would notice only after its retransmissions, which grow rarer
+// the longer the network is away; a new attempt is answered as soon as it is
+// back.
+func (l *line) hangUp() {
+	l.mu.Lock()
+	socket := l.socket
+	l.socket = nil
+	l.mu.Unlock()
+	if socket != nil {
+		socket.Close()
+	}
+}
+
+func (t *Transport) newConn(addr string, dial dialFunc) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(t.opts.Credentials),
-		grpc.WithContextDialer(t.opts.Dial),
+		grpc.WithContextDialer(dial),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: backoffBase, Multiplier: backoffMultiplier, Jitter: 0.2, MaxDelay: backoffMax},
 			MinConnectTimeout: t.opts.Timing.ConnectTimeout,
@@ -275,8 +303,9 @@ func (l *line) setSendingSince(now time.Time) {
 	l.sendingSince = now
 }
 
-// suspect cancels the stream of messages: now, if the peer just went down, or
-// when its Send has been blocked for too long. A peer that is up may be slow.
+// suspect is called for a peer that is not up. It cancels the stream of
+// messages, now if the peer just went down, or when its Send has been blocked
+// for too long: a peer that is up may be slow.
 func (l *line) suspect(now time.Time, wentDown bool, suspectAfter time.Duration) {
 	l.mu.Lock()
 	cancel := l.cancelSend
@@ -285,6 +314,9 @@ func (l *line) suspect(now time.Time, wentDown bool, suspectAfter time.Duration)
 	if cancel != nil && (wentDown || blocked) {
 		cancel()
 		l.t.count.streamsCancelled.Add(1)
+	}
+	if wentDown {
+		l.hangUp()
 	}
 }
 

@@ -40,10 +40,10 @@ const clusterIDBytesMax = 256
 
 // Options of a Transport. All have defaults.
 type Options struct {
-	Logger      *slog.Logger                                             // nil: slog.Default
-	Clock       func() time.Time                                         // nil: time.Now. The monotonic part times liveness, the wall part is what peers are told
-	Credentials credentials.TransportCredentials                         // nil: plain text
-	Dial        func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP. Tests put a faulty network here
+	Logger      *slog.Logger                     // nil: slog.Default
+	Clock       func() time.Time                 // nil: time.Now. The monotonic part times liveness, the wall part is what peers are told
+	Credentials credentials.TransportCredentials // nil: plain text
+	Dial        dialFunc                         // nil: TCP. Tests put a faulty network here
 	Limits      Limits
 	Timing      Timing
 }

@@ -143,6 +143,25 @@ func TestSilenceIsADeath(t *testing.T) {
 	awaitUp(t, a, b)
 }
 
+// A connection that passes nothing any more, with no word to either side, must
+// not keep the pair apart until keepalive notices.
+func TestHalfOpenConnections(t *testing.T) {
+	var network faultyNet
+	dial := func(o *Options) { o.Dial = network.dial }
+	a, b := startNode(t, nodeSpec{id: 1, change: dial}), startNode(t, nodeSpec{id: 2, change: dial})
+	meet(t, a, b)
+	awaitUp(t, a, b)
+	begun := time.Now()
+	network.strand()
+	eventually(t, "the silence is noticed", func() bool { return !a.Alive(2) && !b.Alive(1) })
+	awaitUp(t, a, b)
+	if took := time.Since(begun); took > keepaliveTime/2 {
+		t.Errorf("apart for %v", took)
+	}
+	a.Send(2, []raft.Message{numbered(1)})
+	eventually(t, "messages flow again", func() bool { return b.got(1) > 0 })
+}
+
 // A peer is alive only if it hears us: here b can send to a, but a cannot reach
 // b.
 func TestOneWayIsNotAlive(t *testing.T) {

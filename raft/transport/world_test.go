@@ -256,6 +256,23 @@ type faultyNet struct {
 	refused bool
 	stalled chan struct{} // set: reads and writes wait for its closing
 	conns   []net.Conn
+	dead    chan struct{} // of the connections made from now on; closed: they pass nothing any more
+}
+
+// strand makes every connection made so far a half-open one: nothing passes,
+// and nobody is told.
+func (f *faultyNet) strand() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.deadLocked())
+	f.dead = nil
+}
+
+func (f *faultyNet) deadLocked() chan struct{} {
+	if f.dead == nil {
+		f.dead = make(chan struct{})
+	}
+	return f.dead
 }
 
 func (f *faultyNet) dial(ctx context.Context, addr string) (net.Conn, error) {
@@ -272,8 +289,9 @@ func (f *faultyNet) dial(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	f.mu.Lock()
 	f.conns = append(f.conns, conn)
+	dead := f.deadLocked()
 	f.mu.Unlock()
-	return &faultyConn{Conn: conn, f: f, closed: make(chan struct{})}, nil
+	return &faultyConn{Conn: conn, f: f, closed: make(chan struct{}), dead: dead}, nil
 }
 
 func (f *faultyNet) refuse(refused bool) {
@@ -308,7 +326,12 @@ func (f *faultyNet) stall() (heal func()) {
 	}
 }
 
-func (f *faultyNet) pass(closed chan struct{}) {
+func (f *faultyNet) pass(closed, dead chan struct{}) {
+	select {
+	case <-dead:
+		<-closed
+	default:
+	}
 	f.mu.Lock()
 	ch := f.stalled
 	f.mu.Unlock()
@@ -324,17 +347,18 @@ type faultyConn struct {
 	net.Conn
 	f      *faultyNet
 	closed chan struct{}
+	dead   chan struct{}
 	once   sync.Once
 }
 
 func (c *faultyConn) Write(b []byte) (int, error) {
-	c.f.pass(c.closed)
+	c.f.pass(c.closed, c.dead)
 	return c.Conn.Write(b)
 }
 
 func (c *faultyConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.f.pass(c.closed)
+	c.f.pass(c.closed, c.dead)
 	return n, err
 }
 
