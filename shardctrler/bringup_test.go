@@ -442,7 +442,7 @@ func TestStatusAnswersAnyway(t *testing.T) {
 		if took := time.Since(began); err != nil || took > statusTimeout {
 			t.Fatalf("status with a dead node: %v after %v", err, took)
 		}
-		if down := s.Nodes[1]; down.Leaders != -1 || down.Replicas != -1 || down.Node.State != "down" {
+		if down := s.Nodes[nodes[1].identity.Node-1]; down.Leaders != -1 || down.Replicas != -1 || down.Node.State != "down" {
 			t.Errorf("the dead node: %v", down)
 		}
 		for _, g := range s.Groups {

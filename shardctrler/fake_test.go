@@ -59,6 +59,7 @@ type fakeNode struct {
 
 	// guarded by cluster.mu
 	alive    bool
+	killed   bool // about to crash
 	ctrl     *Controller
 	server   *grpc.Server
 	listener *bufconn.Listener
@@ -109,6 +110,7 @@ func (n *fakeNode) start() {
 	server := grpc.NewServer()
 	flotillav1.RegisterClusterServer(server, ctrl)
 	f.mu.Lock()
+	n.killed = false
 	n.alive, n.ctrl, n.server, n.listener = true, ctrl, server, listener
 	n.conns, n.machine, n.applied, n.stopped = make(map[string]*grpc.ClientConn), nil, 0, make(chan struct{})
 	if _, ok := n.hosted[raft.ConfigGroup]; ok {
@@ -339,7 +341,7 @@ func (n *fakeNode) Propose(_ context.Context, command []byte) (any, error) {
 	f := n.cluster
 	f.mu.Lock()
 	g := f.groups[raft.ConfigGroup]
-	if !n.alive || g.leader != n.identity.Node {
+	if !n.alive || n.killed || g.leader != n.identity.Node {
 		leader := g.leader
 		f.mu.Unlock()
 		return nil, &NotLeaderError{Group: raft.ConfigGroup, Leader: leader}
@@ -374,6 +376,13 @@ func (n *fakeNode) Propose(_ context.Context, command []byte) (any, error) {
 
 // kill crashes a node from within and starts it again a little later.
 func (f *fakeCluster) kill(n *fakeNode) {
+	f.mu.Lock()
+	killed := n.killed
+	n.killed = true
+	f.mu.Unlock()
+	if killed {
+		return
+	}
 	f.work.Add(1)
 	go func() {
 		defer f.work.Done()

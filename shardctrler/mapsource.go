@@ -19,7 +19,6 @@ const (
 	freshCheck      = 250 * time.Millisecond // how often it looks whether the local replica is (still) up to date
 	watchBackoffMin = 20 * time.Millisecond
 	watchBackoffMax = 500 * time.Millisecond
-	watchAskTimeout = 500 * time.Millisecond
 	saveEvery       = 5 * time.Second // of a change in nothing but shards
 )
 
@@ -236,7 +235,7 @@ func (w *watcher) stream(ctx context.Context, addr string) (got bool) {
 	if m := s.Current(); m != nil {
 		after = m.Revision
 	}
-	stream, err := flotillav1.NewClusterClient(conn).WatchMap(ctx, &flotillav1.WatchMapRequest{AfterRevision: after})
+	stream, err := flotillav1.NewClusterClient(conn).WatchMap(ctx, &flotillav1.WatchMapRequest{AfterRevision: after, Origin: true})
 	if err != nil {
 		return false
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -141,25 +142,48 @@ func (c *Controller) GetMap(ctx context.Context, r *flotillav1.GetMapRequest) (*
 
 // WatchMap sends this node's map, if it is newer than asked for, and every
 // later one. Maps that come faster than they can be sent are skipped: each is
-// whole.
+// whole. A watch of another node's map source (origin) ends when this node is
+// no source itself: two nodes that watch each other would both wait for ever.
 func (c *Controller) WatchMap(r *flotillav1.WatchMapRequest, stream grpc.ServerStreamingServer[flotillav1.ShardMap]) error {
 	sent, after := (*shardmap.Map)(nil), r.AfterRevision
 	for {
-		changed := c.maps.Changed()
+		changed, news := c.maps.Changed(), (<-chan struct{})(nil)
 		if m := c.maps.Current(); m != nil && m != sent && (m.Revision > after || sent != nil) {
 			if err := stream.Send(mapToWire(m)); err != nil {
 				return err
 			}
 			sent = m
 		}
-		select {
-		case <-stream.Context().Done():
-			return status.FromContextError(stream.Context().Err()).Err()
-		case <-c.ctx.Done():
-			return status.Error(codes.Unavailable, ErrStopped.Error())
-		case <-changed:
+		if r.Origin {
+			news = c.news()
+			if _, fresh := c.local(); !fresh {
+				return status.Error(codes.Unavailable, "this node has no up-to-date replica of the config group")
+			}
+		}
+		if err := c.watchPause(stream.Context(), r.Origin, changed, news); err != nil {
+			return err
 		}
 	}
+}
+
+// watchPause waits for a reason to look again.
+func (c *Controller) watchPause(ctx context.Context, origin bool, changed, news <-chan struct{}) error {
+	var look <-chan time.Time
+	if origin {
+		timer := time.NewTimer(freshCheck)
+		defer timer.Stop()
+		look = timer.C
+	}
+	select {
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case <-c.ctx.Done():
+		return status.Error(codes.Unavailable, ErrStopped.Error())
+	case <-changed:
+	case <-news:
+	case <-look:
+	}
+	return nil
 }
 
 // GetConfig returns a numbered config, linearizably if it is the latest.

@@ -356,6 +356,7 @@ func (x *GetMapRequest) GetLinearizable() bool {
 type WatchMapRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AfterRevision uint64                 `protobuf:"varint,1,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"` // send only what is newer
+	Origin        bool                   `protobuf:"varint,2,opt,name=origin,proto3" json:"origin,omitempty"`                                    // the watch ends when the node asked has no up-to-date replica of the config group
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -395,6 +396,13 @@ func (x *WatchMapRequest) GetAfterRevision() uint64 {
 		return x.AfterRevision
 	}
 	return 0
+}
+
+func (x *WatchMapRequest) GetOrigin() bool {
+	if x != nil {
+		return x.Origin
+	}
+	return false
 }
 
 type ShardMap struct {
@@ -2116,9 +2124,10 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\anode_id\x18\x02 \x01(\x04R\x06nodeId\x12'\n" +
 	"\x03map\x18\x03 \x01(\v2\x15.flotilla.v1.ShardMapR\x03map\"3\n" +
 	"\rGetMapRequest\x12\"\n" +
-	"\flinearizable\x18\x01 \x01(\bR\flinearizable\"8\n" +
+	"\flinearizable\x18\x01 \x01(\bR\flinearizable\"P\n" +
 	"\x0fWatchMapRequest\x12%\n" +
-	"\x0eafter_revision\x18\x01 \x01(\x04R\rafterRevision\"\xea\x01\n" +
+	"\x0eafter_revision\x18\x01 \x01(\x04R\rafterRevision\x12\x16\n" +
+	"\x06origin\x18\x02 \x01(\bR\x06origin\"\xea\x01\n" +
 	"\bShardMap\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1a\n" +
