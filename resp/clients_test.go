@@ -66,7 +66,7 @@ func goRedisStrings(t *testing.T, c *redis.Client) {
 	equal(t, "GET", must[string](t)(c.Get(ctx, "k").Result()), "v")
 	equal(t, "SETNX", must[bool](t)(c.SetNX(ctx, "k", "w", 0).Result()), false)
 	equal(t, "SET XX", must[bool](t)(c.SetXX(ctx, "k", "w", time.Hour).Result()), true)
-	equal(t, "GETSET", must[string](t)(c.GetSet(ctx, "k", "x").Result()), "w")
+	equal(t, "GETSET", must[string](t)(c.Do(ctx, "GETSET", "k", "x").Text()), "w")
 	equal(t, "GETDEL", must[string](t)(c.GetDel(ctx, "k").Result()), "x")
 	equal(t, "APPEND", must[int64](t)(c.Append(ctx, "a", "abc").Result()), 3)
 	equal(t, "STRLEN", must[int64](t)(c.StrLen(ctx, "a").Result()), 3)

@@ -457,6 +457,27 @@ func sameReply(want, got string) bool {
 	return n == 2 && a > 50_000 && a < 1_000_000 && b > a-1000 && b < a+1000
 }
 
+// TestGlobAsRedis matches patterns with keys here and there.
+func TestGlobAsRedis(t *testing.T) {
+	redis := startRedis(t)
+	s, _ := startModel(t, 1, nil)
+	real, ours := dial(t, redis), dial(t, s.Addr().String())
+	patterns := []string{"*", "a", "?", "a*", "*a", "a*b*c", "[ab]", "[^ab]", "[a-c]*", "[c-a]*", "[^a-c]*", "[", "[a", "[^", "[]", "[]a]", "[^]",
+		`\*`, `\`, `a\`, `[\]]`, `[\`, "[a-", "[a-]", "[-a]", "**", "a**c", "*?", "?*?", "[[]", "x[^]]y", `[a\-c]`}
+	keys := []string{"a", "b", "c", "d", "ab", "abc", "axbyc", "*", "[", "]", "-", `\`, `a\`, "^", "x[y", "[]", "aac", "xay"}
+	for _, key := range keys {
+		for _, c := range []*rawClient{real, ours} {
+			c.do("FLUSHALL")
+			c.do("SET", key, "v")
+		}
+		for _, pattern := range patterns {
+			if want, got := real.do("KEYS", pattern), ours.do("KEYS", pattern); got != want {
+				t.Errorf("%q with key %q: %q, Redis %q", pattern, key, got, want)
+			}
+		}
+	}
+}
+
 // TestCommandInfoAsRedis compares the command table with Redis' own: name,
 // arity, flags, key positions and categories.
 func TestCommandInfoAsRedis(t *testing.T) {
