@@ -139,7 +139,7 @@ func (l *link) run(ctx context.Context) {
 	defer stop()
 	l.client.options.Logger.Debug("connected", slog.String("addr", l.target.Addr))
 	l.client.step(func(r *routing.Router, now time.Time) { r.LinkUp(now, l.target.Addr) })
-	cause, unsent := l.pump(ctx, conn)
+	unsent, cause := l.pump(ctx, conn)
 	conn.Close()
 	if ctx.Err() == nil {
 		l.client.options.Logger.Info("connection lost", slog.String("addr", l.target.Addr), slog.Any("error", cause))
@@ -169,22 +169,22 @@ var errDisconnected = errors.New("disconnected")
 
 // pump sends what is queued until the connection ends; unsent is what never
 // left.
-func (l *link) pump(ctx context.Context, conn Conn) (cause error, unsent []*flotillav1.Request) {
+func (l *link) pump(ctx context.Context, conn Conn) (unsent []*flotillav1.Request, cause error) {
 	for {
 		batch := l.takeAll()
 		for len(batch) > 0 {
 			n := messageLength(batch)
 			if err := conn.Send(batch[:n]); err != nil {
-				return l.cause(err), batch[n:]
+				return batch[n:], l.cause(err)
 			}
 			batch = batch[n:]
 		}
 		select {
 		case <-l.poke:
 		case err := <-l.broken:
-			return err, nil
+			return nil, err
 		case <-ctx.Done():
-			return errDisconnected, nil
+			return nil, errDisconnected
 		}
 	}
 }

@@ -184,3 +184,35 @@ func TestAGivenUpWriteIsClosedWhenSomethingComesBehindIt(t *testing.T) {
 		t.Fatal("the lane keeps a queue")
 	}
 }
+
+func TestAMergeThatMayHaveHappenedIsRepeatedAsItWas(t *testing.T) {
+	b := newBench(t)
+	var lane Lane
+	b.submitIn(&lane, put(0))
+	gone := b.submitIn(&lane, put(0))
+	b.submitIn(&lane, put(0))
+	b.answer(b.sent(1), flotillav1.Code_OK)
+	b.succeeds()
+	b.answer(b.sent(1), flotillav1.Code_UNKNOWN)
+	b.do(func() { b.r.Cancel(b.now, gone, ReasonCancelled) })
+	b.fails(ReasonCancelled, true)
+	b.pass()
+	if q := b.sent(1); len(q.GetOps()) != 2 {
+		t.Fatalf("the same number with %d ops, before it had 2", len(q.GetOps()))
+	}
+}
+
+func TestReadsOfDifferentStrengthAreNotMerged(t *testing.T) {
+	b := newBench(t)
+	var lane Lane
+	b.submitIn(&lane, put(0))
+	b.submitIn(&lane, get(0))
+	stale := get(0)
+	stale.Consistency, stale.StalenessMs = flotillav1.Consistency_STALE, 1000
+	b.submitIn(&lane, stale)
+	b.answer(b.sent(1), flotillav1.Code_OK)
+	b.succeeds()
+	if q := b.sent(1); len(q.GetOps()) != 1 || q.GetConsistency() != flotillav1.Consistency_LINEARIZABLE {
+		t.Fatalf("sent %v", q)
+	}
+}

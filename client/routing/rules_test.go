@@ -613,6 +613,126 @@ func TestFollowerReadsGoRoundAndMayPreferANode(t *testing.T) {
 	}
 }
 
+func TestLearnersAreNotAsked(t *testing.T) {
+	b := emptyBench(t)
+	m := testMap(1)
+	for i := range m.Groups[0].Members {
+		m.Groups[0].Members[i].Learner = i != 1
+	}
+	b.do(func() { b.r.MapChanged(b.now, m) })
+	for range 3 {
+		q := get(0)
+		q.Follower = true
+		b.submit(q)
+		b.sent(2)
+	}
+}
+
+func TestAnOlderMapIsIgnored(t *testing.T) {
+	b := newBench(t)
+	for _, revision := range []uint64{9, 10} {
+		m := testMap(revision)
+		m.Nodes = nil
+		b.do(func() { b.r.MapChanged(b.now, m) })
+	}
+	other := testMap(11)
+	other.ClusterID, other.Nodes = "other", nil
+	b.do(func() { b.r.MapChanged(b.now, other) })
+	b.submit(get(0))
+	b.sent(1)
+}
+
+func TestOneFailureRefreshesTheRoutesOfAllGroupsLedThere(t *testing.T) {
+	b := newBench(t)
+	for shard, leader := range []raft.NodeID{1, 2} {
+		b.submit(get(shardmap.ShardID(shard)))
+		q := b.sent(leader)
+		if leader == 2 {
+			b.answer(q, flotillav1.Code_NOT_LEADER, leaderIs(1)) // node 1 leads both groups
+			q = b.sent(1)
+		}
+		b.answer(q, flotillav1.Code_OK)
+		b.succeeds()
+	}
+	b.do(func() { b.r.LinkDown(b.now, addrOf(1), errors.New("reset"), nil) })
+	b.now = b.now.Add(time.Minute) // past the time to connect again
+	for shard := range shardmap.ShardID(2) {
+		b.submit(get(shard))
+		if to := b.sends[0].To.Addr; to == addrOf(1) {
+			t.Errorf("shard %d still goes to the node that was lost", shard)
+		}
+		b.sends = nil
+	}
+}
+
+func TestReconnectingIsPacedAndAnAnswerResetsThePace(t *testing.T) {
+	b := newBench(t)
+	connects := func(d time.Duration) (n int) {
+		end := b.now.Add(d)
+		c := &Call{Request: get(0), Deadline: end}
+		b.r.Submit(b.now, c)
+		for c.state != stateDone {
+			var out Output
+			b.r.Take(&out)
+			for _, to := range out.Connect {
+				n++
+				b.r.LinkDown(b.now, to.Addr, errors.New("refused"), nil)
+			}
+			if len(out.Connect) == 0 {
+				b.now = out.Wake
+				b.r.Tick(b.now)
+			}
+		}
+		return n
+	}
+	if n := connects(20 * time.Second); n < 60 || n > 200 {
+		t.Fatalf("%d attempts to connect to three nodes in 20 s", n)
+	}
+	b.now = b.now.Add(time.Minute)
+	b.ended = nil
+	b.submit(get(0))
+	to := b.sends[0].To.Addr
+	b.answer(b.sends[0].Request, flotillav1.Code_OK)
+	if l := b.r.links[to]; l.delay != 0 {
+		t.Fatalf("after an answer a node is tried again after %v", l.delay)
+	}
+}
+
+func TestQuickTriesComeBackAfterAWait(t *testing.T) {
+	b := newBench(t)
+	b.submit(get(0))
+	for round := range 3 {
+		tries := 0
+		for len(b.sends) > 0 {
+			q := b.sends[0].Request
+			b.sends = nil
+			tries++
+			b.answer(q, flotillav1.Code_UNAVAILABLE)
+		}
+		if tries != redirectsMax+1 {
+			t.Fatalf("%d tries in round %d", tries, round)
+		}
+		b.pass()
+	}
+}
+
+func TestTheNumberOfAGivenUpWriteIsHeldForOutcome(t *testing.T) {
+	b := newBench(t)
+	c := b.submit(put(0))
+	b.sent(1)
+	b.do(func() { b.r.Cancel(b.now, c, ReasonCancelled) })
+	f := b.fails(ReasonCancelled, true)
+	b.submit(put(0))
+	if q := b.sent(1); q.GetSession().GetLowest() != 1 || q.GetSession().GetSeq() != 2 {
+		t.Fatalf("the next write says %v: Outcome would find nothing", q.GetSession())
+	}
+	b.r.Forget(f.Write)
+	b.submit(put(0))
+	if q := b.sent(1); q.GetSession().GetLowest() != 2 {
+		t.Fatalf("after Outcome told, a write says %v", q.GetSession())
+	}
+}
+
 func TestANodeThatLeftTheMapIsDisconnected(t *testing.T) {
 	b := newBench(t)
 	b.submit(get(0))

@@ -49,13 +49,12 @@ type simCall struct {
 // simShard is a shard's truth, wherever it is served: the log of values that
 // took effect, and the table of answers (RIFL).
 type simShard struct {
-	log      []string
-	answers  map[uint64]map[uint64]int // by client and number: the version
-	lowest   map[uint64]uint64
-	expired  map[uint64]bool
-	owner    raft.GroupID
-	moves    shardmap.Generation
-	versions int
+	log     []string
+	answers map[uint64]map[uint64]int // by client and number: the version
+	lowest  map[uint64]uint64
+	expired map[uint64]bool
+	owner   raft.GroupID
+	moves   shardmap.Generation
 }
 
 type simEvent struct {
