@@ -182,7 +182,7 @@ func TestBringUpGrowsToFive(t *testing.T) {
 // TestBringUpCrashingTheLeader crashes the config group's leader before or
 // after each proposal of the bring-up, and later ones once more.
 func TestBringUpCrashingTheLeader(t *testing.T) {
-	for number := range 16 {
+	for number := range 24 {
 		for _, applied := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d-%v", number, applied), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {

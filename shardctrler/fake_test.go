@@ -36,6 +36,7 @@ type fakeCluster struct {
 	proposals int
 	groups    map[raft.GroupID]*fakeGroup
 	nodes     map[string]*fakeNode // by address
+	closed    bool
 	work      sync.WaitGroup
 }
 
@@ -161,6 +162,7 @@ func (n *fakeNode) crash() {
 
 func (f *fakeCluster) close() {
 	f.mu.Lock()
+	f.closed = true
 	var nodes []*fakeNode
 	for _, n := range f.nodes {
 		nodes = append(nodes, n)
@@ -388,8 +390,16 @@ func (f *fakeCluster) kill(n *fakeNode) {
 		defer f.work.Done()
 		n.crash()
 		time.Sleep(3 * fakeElection)
-		n.start()
+		if !f.isClosed() {
+			n.start()
+		}
 	}()
+}
+
+func (f *fakeCluster) isClosed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
 }
 
 func (n *fakeNode) Barrier(context.Context) error {

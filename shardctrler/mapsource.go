@@ -100,12 +100,13 @@ func (s *MapSource) belong(cluster string) {
 	}
 }
 
-// offer takes over what is newer in m.
-func (s *MapSource) offer(m *shardmap.Map) {
+// offer takes over what is newer in m and tells whether anything was.
+func (s *MapSource) offer(m *shardmap.Map) bool {
 	if m == nil || !s.take(m) {
-		return
+		return false
 	}
 	s.changed.fire()
+	return true
 }
 
 func (s *MapSource) take(m *shardmap.Map) bool {
@@ -155,11 +156,11 @@ func (w *watcher) turn(ctx context.Context) {
 		s.pause(ctx, freshCheck, nil, news)
 		return
 	}
-	if got := w.stream(ctx, addr); got {
+	if w.stream(ctx, addr) {
 		w.backoff = 0
-		return
+	} else {
+		w.next++
 	}
-	w.next++
 	w.backoff = min(max(watchBackoffMin, w.backoff*3/2), watchBackoffMax)
 	s.pause(ctx, w.backoff, nil, news)
 }
@@ -178,8 +179,12 @@ func (s *MapSource) pause(ctx context.Context, d time.Duration, changed, news <-
 }
 
 // address is where to watch next: the nodes that have the config group, as far
-// as is known, then whoever gossip tells of.
+// as is known, then whoever gossip tells of. Before the node belongs to a
+// cluster there is nobody to watch.
 func (w *watcher) address() string {
+	if w.source.view.self() == 0 {
+		return ""
+	}
 	addrs := w.source.origins()
 	if len(addrs) == 0 {
 		return ""
@@ -222,7 +227,7 @@ func configNodes(m *shardmap.Map) []raft.NodeID {
 }
 
 // stream takes maps from one node until it fails, or until the local replica
-// is up to date; it tells whether anything came.
+// is up to date; it tells whether anything new came.
 func (w *watcher) stream(ctx context.Context, addr string) (got bool) {
 	s := w.source
 	conn, err := s.view.dial(addr)
@@ -251,8 +256,7 @@ func (w *watcher) stream(ctx context.Context, addr string) (got bool) {
 			s.logger.Warn("a map was refused", "addr", addr, "error", err)
 			return got
 		}
-		got = true
-		s.offer(m)
+		got = s.offer(m) || got
 		s.remember(time.Now())
 	}
 }
