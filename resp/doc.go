@@ -52,7 +52,9 @@
 //
 // Where the door differs from Redis on purpose: a bulk string must end with
 // CRLF, and a header with CRLF, not any two bytes; keys have 1 to 65,535
-// bytes; there is database 0 only; SCAN, KEYS, DBSIZE, FLUSHALL and HELLO are
-// not allowed inside MULTI; a transaction whose keys are in several shards is
-// refused by EXEC; COUNT is cut at 10,240.
+// bytes; there is database 0 only; SCAN, KEYS, DBSIZE, FLUSHALL, HELLO, AUTH,
+// CLIENT REPLY and EXPIRE with a condition are not allowed inside MULTI; a
+// transaction whose keys are in several shards is refused by EXEC; SCAN's COUNT
+// is cut at 10,240, and KEYS gives up at 100,000 keys; CONFIG SET takes only
+// what changes nothing.
 package resp
