@@ -1,0 +1,122 @@
+package shardkv
+
+import (
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+)
+
+// answer is what a command left, as the session table records it.
+type answer struct {
+	// refused, if not OK, says why nothing was done; then nothing was recorded
+	// and all else is zero.
+	refused  flotillav1.Code
+	message  string
+	compared bool
+	results  []result
+	outcome  flotillav1.OutcomeState
+	replayed bool // it is that of an earlier attempt
+}
+
+// status of a result; the numbers are those of the wire.
+type status byte
+
+const (
+	statusDone            = status(flotillav1.Result_DONE)
+	statusAbsent          = status(flotillav1.Result_ABSENT)
+	statusConditionFailed = status(flotillav1.Result_CONDITION_FAILED)
+	statusNotAnInteger    = status(flotillav1.Result_NOT_AN_INTEGER)
+	statusOverflow        = status(flotillav1.Result_OVERFLOW)
+	statusTooLarge        = status(flotillav1.Result_TOO_LARGE)
+)
+
+// result of one operation.
+type result struct {
+	status  status
+	existed bool
+	value   []byte
+	version uint64
+	number  int64
+	expires int64
+	count   uint64
+	pairs   []pair
+	next    []byte
+}
+
+// pair is a key that a scan found.
+type pair struct {
+	key []byte
+	record
+}
+
+// Flags of an encoded answer.
+const (
+	answerCompared = 1
+	answerClosed   = 2 // an Outcome closed the number: it was never applied
+	resultExisted  = 1
+)
+
+// encode draws an answer that is to be recorded, with the lowest number that
+// its session still waited for.
+func (a *answer) encode(lowest uint64) []byte {
+	size := 16
+	for i := range a.results {
+		size += 32 + len(a.results[i].value) + len(a.results[i].next) + 64*len(a.results[i].pairs)
+	}
+	e := encoder{b: make([]byte, 0, size)}
+	e.uint(lowest)
+	e.byte(flag(a.compared, answerCompared) | flag(a.outcome == flotillav1.OutcomeState_NOT_APPLIED, answerClosed))
+	e.uint(uint64(len(a.results)))
+	for i := range a.results {
+		a.results[i].encode(&e)
+	}
+	return e.b
+}
+
+func (r *result) encode(e *encoder) {
+	e.byte(byte(r.status))
+	e.byte(flag(r.existed, resultExisted))
+	e.bytes(r.value)
+	e.uint(r.version)
+	e.int(r.number)
+	e.int(r.expires)
+	e.uint(r.count)
+	e.uint(uint64(len(r.pairs)))
+	for _, p := range r.pairs {
+		e.bytes(p.key)
+		e.bytes(p.value)
+		e.uint(p.version)
+		e.int(p.expires)
+	}
+	e.bytes(r.next)
+}
+
+// decodeAnswer reads what encode wrote; its bytes are shared with b.
+func decodeAnswer(b []byte) (a *answer, lowest uint64, err error) {
+	d := decoder{b: b}
+	lowest = d.uint()
+	flags := d.byte()
+	a = &answer{compared: flags&answerCompared != 0}
+	if flags&answerClosed != 0 {
+		a.outcome = flotillav1.OutcomeState_NOT_APPLIED
+	}
+	for range d.count() {
+		a.results = append(a.results, decodeResult(&d))
+	}
+	return a, lowest, d.end()
+}
+
+func decodeResult(d *decoder) result {
+	r := result{
+		status:  status(d.byte()),
+		existed: d.byte()&resultExisted != 0,
+		value:   d.bytes(),
+		version: d.uint(),
+		number:  d.int(),
+		expires: d.int(),
+		count:   d.uint(),
+	}
+	for range d.count() {
+		r.pairs = append(r.pairs, pair{key: d.bytes(), record: record{value: d.bytes(), version: d.uint(), expires: d.int()}})
+	}
+	r.next = d.bytes()
+	return r
+}

@@ -1,0 +1,91 @@
+package shardkv
+
+import (
+	"encoding/binary"
+
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// Kinds of records; see the package comment.
+const (
+	kindGroup   = 'g'
+	kindShard   = 's'
+	kindValue   = 'k'
+	kindExpiry  = 'e'
+	kindAnswer  = 'a'
+	kindBytes   = 1
+	shardBytes  = 4
+	incBytes    = 8
+	spaceBytes  = kindBytes + shardBytes + incBytes // of a shard's keys or answers
+	timeBytes   = 8
+	clientBytes = 16
+	seqBytes    = 8
+)
+
+// incarnation tells the copies of a shard apart that a group takes one after
+// the other, so that whatever is late for one hits only its own.
+type incarnation uint64
+
+// groupKey is where the group's own record lies.
+func groupKey() []byte { return []byte{kindGroup} }
+
+func shardKey(shard shardmap.ShardID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{kindShard}, uint32(shard))
+}
+
+// appendSpace begins a key of one shard's copy.
+func appendSpace(to []byte, kind byte, shard shardmap.ShardID, inc incarnation) []byte {
+	to = append(to, kind)
+	to = binary.BigEndian.AppendUint32(to, uint32(shard))
+	return binary.BigEndian.AppendUint64(to, uint64(inc))
+}
+
+func valueKey(shard shardmap.ShardID, inc incarnation, key []byte) []byte {
+	b := make([]byte, 0, spaceBytes+len(key))
+	return append(appendSpace(b, kindValue, shard, inc), key...)
+}
+
+func answerKey(shard shardmap.ShardID, inc incarnation, id sessionID, seq uint64) []byte {
+	b := appendSpace(make([]byte, 0, spaceBytes+clientBytes+seqBytes), kindAnswer, shard, inc)
+	b = id.append(b)
+	return binary.BigEndian.AppendUint64(b, seq)
+}
+
+// sessionSpan holds all answers of one session.
+func sessionSpan(shard shardmap.ShardID, inc incarnation, id sessionID) (lo, hi []byte) {
+	lo = id.append(appendSpace(make([]byte, 0, spaceBytes+clientBytes), kindAnswer, shard, inc))
+	return lo, successor(lo)
+}
+
+// expiryKey lies in the order of time, over all shards of the group.
+func expiryKey(at int64, shard shardmap.ShardID, inc incarnation, key []byte) []byte {
+	b := make([]byte, 0, kindBytes+timeBytes+shardBytes+incBytes+len(key))
+	b = binary.BigEndian.AppendUint64(append(b, kindExpiry), uint64(at))
+	b = binary.BigEndian.AppendUint32(b, uint32(shard))
+	b = binary.BigEndian.AppendUint64(b, uint64(inc))
+	return append(b, key...)
+}
+
+// splitExpiryKey is the reverse; key lives as long as b.
+func splitExpiryKey(b []byte) (at int64, shard shardmap.ShardID, inc incarnation, key []byte, ok bool) {
+	if len(b) <= kindBytes+timeBytes+shardBytes+incBytes {
+		return 0, 0, 0, nil, false
+	}
+	at = int64(binary.BigEndian.Uint64(b[1:]))
+	shard = shardmap.ShardID(binary.BigEndian.Uint32(b[9:]))
+	inc = incarnation(binary.BigEndian.Uint64(b[13:]))
+	return at, shard, inc, b[21:], true
+}
+
+// successor is the first key behind all keys that begin with prefix; nil if
+// there is none.
+func successor(prefix []byte) []byte {
+	end := append([]byte(nil), prefix...)
+	for i := len(end) - 1; i >= 0; i-- {
+		end[i]++
+		if end[i] != 0 {
+			return end[:i+1]
+		}
+	}
+	return nil
+}

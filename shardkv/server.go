@@ -1,0 +1,327 @@
+package shardkv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/multiraft"
+	"github.com/flotilla-kv/flotilla/raft/statestore"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// Host is what the server needs of the node's host of groups;
+// *multiraft.Host is one.
+type Host interface {
+	Propose(g raft.GroupID, command []byte, done func(multiraft.Result))
+	ProposeUrgent(g raft.GroupID, command []byte, done func(multiraft.Result))
+	ReadIndex(g raft.GroupID, opt multiraft.ReadOptions, done func(raft.Index, error))
+	Leader(g raft.GroupID) (leader raft.Member, term raft.Term, ok bool)
+	GroupClock(g raft.GroupID) int64
+}
+
+// Options of a Server.
+type Options struct {
+	// ClusterID is the cluster's, "" before the node belongs to one.
+	ClusterID func() string
+	// Self tells who the node is; 0 before it is registered.
+	Self func() raft.NodeID
+	// Shards is how many the key space has; 0 before it is known.
+	Shards func() int
+	// Address is a node's gRPC address, "" if it is not known.
+	Address func(raft.NodeID) string
+	// HasQuorum tells whether a majority of the group is on nodes that are
+	// heard of. It is asked only when a request fails.
+	HasQuorum func(raft.GroupID) bool
+	Logger    *slog.Logger
+}
+
+// Times and limits of a server.
+const (
+	timeoutDefault = 10 * time.Second
+	timeoutMax     = 5 * time.Minute
+	dueCheck       = 100 * time.Millisecond // how late a key's removal may be
+	readers        = 4                      // goroutines that carry out reads
+)
+
+// Server answers requests for the groups of this node: over gRPC (the KV
+// service), and in process through Submit.
+type Server struct {
+	flotillav1.UnimplementedKVServer
+
+	options Options
+	logger  *slog.Logger
+	wheel   *wheel
+	reads   *readQueue
+
+	host   atomic.Pointer[Host]
+	groups sync.Map // raft.GroupID -> *group
+
+	ctx     context.Context // ends with Close
+	stop    context.CancelFunc
+	running sync.WaitGroup
+}
+
+// group is a replica of this node.
+type group struct {
+	id      raft.GroupID
+	machine *Machine
+	replica *statestore.Replica
+	timing  atomic.Bool // an entry for the sake of time is under way
+	counts  counts
+}
+
+// NewServer starts a server without groups; the host adds them through
+// NewStateMachine. Until Attach all requests are answered "unavailable".
+func NewServer(options Options) *Server {
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{options: options, logger: options.Logger}
+	s.wheel = newWheel(s.expired)
+	s.reads = newReadQueue()
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.running.Go(func() { s.wheel.run(s.ctx) })
+	s.running.Go(func() { s.keepTime(s.ctx) })
+	for range readers {
+		s.running.Go(func() { s.reads.run(s.ctx, s.answerReads) })
+	}
+	return s
+}
+
+// Attach gives the server its host.
+func (s *Server) Attach(host Host) { s.host.Store(&host) }
+
+// Close ends what NewServer began, and all streams. Requests that are under
+// way are answered by the host.
+func (s *Server) Close() {
+	s.stop()
+	s.running.Wait()
+}
+
+// NewStateMachine is what the host calls to run a replica of the group here.
+func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) multiraft.StateMachine {
+	return func(r *statestore.Replica) multiraft.StateMachine {
+		g := &group{id: id, machine: NewMachine(id), replica: r}
+		s.groups.Store(id, g)
+		return g.machine
+	}
+}
+
+func (s *Server) group(id raft.GroupID) *group {
+	g, ok := s.groups.Load(id)
+	if !ok {
+		return nil
+	}
+	return g.(*group)
+}
+
+// Born tells whether the group is known here to know its shards.
+func (s *Server) Born(id raft.GroupID) bool {
+	g := s.group(id)
+	return g != nil && g.machine.Born()
+}
+
+// call is a request that is to be answered, once.
+type call struct {
+	links // in the wheel; guarded by its lock
+
+	id       uint64
+	group    raft.GroupID
+	done     func(*flotillav1.Response)
+	proposed bool // it may take effect
+	answered atomic.Bool
+}
+
+// answer answers a call, unless somebody did before.
+func (s *Server) answer(c *call, r *flotillav1.Response) {
+	if !c.answered.CompareAndSwap(false, true) {
+		return
+	}
+	s.wheel.remove(c)
+	r.Id = c.id
+	c.done(r)
+}
+
+// expired answers a call whose time is up.
+func (s *Server) expired(c *call) {
+	reason := "no answer in time"
+	quorum := s.options.HasQuorum(c.group)
+	if !quorum {
+		reason = fmt.Sprintf("group %d has no quorum: most of its replicas cannot be reached", c.group)
+	}
+	switch {
+	case c.proposed:
+		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_UNKNOWN, Message: reason})
+	case !quorum:
+		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_NO_QUORUM, Message: reason})
+	default:
+		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: reason})
+	}
+}
+
+// Submit carries out requests and calls done for each, once, from any
+// goroutine, perhaps before Submit returns. done must not block. A request
+// that was not answered when ctx ends is answered all the same.
+func (s *Server) Submit(_ context.Context, requests []*flotillav1.Request, done func(*flotillav1.Response)) {
+	for _, q := range requests {
+		s.submit(q, done)
+	}
+}
+
+func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response)) {
+	c := &call{id: q.GetId(), done: done}
+	shards := s.options.Shards()
+	host := s.host.Load()
+	if host == nil || shards == 0 {
+		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: "the node does not belong to a cluster yet"})
+		return
+	}
+	r, err := fromWire(q, shards)
+	if err != nil {
+		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_INVALID, Message: err.Error()})
+		return
+	}
+	g := s.group(raft.GroupID(q.GetGroup()))
+	if g == nil {
+		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: fmt.Sprintf("group %d is not on this node", q.GetGroup())})
+		return
+	}
+	c.group = g.id
+	s.wheel.add(c, serverTimeout(q.GetTimeoutMs()))
+	switch {
+	case r.ask != nil:
+		s.propose(*host, g, c, r.ask)
+	case r.write != nil:
+		s.propose(*host, g, c, r.write)
+	default:
+		s.read(*host, g, c, r.read, r.shard, q)
+	}
+}
+
+// serverTimeout is a little less than the caller waits, so that the answer
+// still says why.
+func serverTimeout(ms uint32) time.Duration {
+	timeout := time.Duration(ms) * time.Millisecond
+	if ms == 0 {
+		timeout = timeoutDefault
+	}
+	timeout = min(timeout, timeoutMax)
+	return timeout - min(timeout/10, 250*time.Millisecond)
+}
+
+func (s *Server) propose(host Host, g *group, c *call, cmd command) {
+	c.proposed = true
+	host.Propose(g.id, encodeCommand(cmd), func(res multiraft.Result) {
+		if res.Err != nil {
+			s.answer(c, s.failure(host, g.id, res.Err))
+			return
+		}
+		s.answer(c, res.Value.(*answer).toWire(c.id))
+	})
+}
+
+// failure is the response of a request that the host did not carry out.
+func (s *Server) failure(host Host, id raft.GroupID, err error) *flotillav1.Response {
+	var notLeader *multiraft.NotLeaderError
+	switch {
+	case errors.As(err, &notLeader):
+		return s.notLeader(id, notLeader.Leader)
+	case errors.Is(err, multiraft.ErrNotLeader):
+		leader, _, _ := host.Leader(id)
+		return s.notLeader(id, leader)
+	case errors.Is(err, multiraft.ErrBusy):
+		return &flotillav1.Response{Code: flotillav1.Code_BUSY, Message: err.Error()}
+	case errors.Is(err, multiraft.ErrUnknown):
+		return &flotillav1.Response{Code: flotillav1.Code_UNKNOWN, Message: err.Error()}
+	case errors.Is(err, multiraft.ErrNoQuorum):
+		return &flotillav1.Response{Code: flotillav1.Code_NO_QUORUM, Message: fmt.Sprintf("group %d has no quorum: %v", id, err)}
+	case errors.Is(err, multiraft.ErrTooLarge):
+		return &flotillav1.Response{Code: flotillav1.Code_INVALID, Message: err.Error()}
+	case errors.Is(err, multiraft.ErrNoGroup), errors.Is(err, multiraft.ErrStopped):
+		return &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: err.Error()}
+	}
+	return &flotillav1.Response{Code: flotillav1.Code_INTERNAL, Message: err.Error()}
+}
+
+// notLeader says who leads, or that nobody can.
+func (s *Server) notLeader(id raft.GroupID, leader raft.Member) *flotillav1.Response {
+	if leader.Node == s.options.Self() {
+		leader = raft.Member{} // it was, a moment ago
+	}
+	if leader.Node == 0 && !s.options.HasQuorum(id) {
+		return &flotillav1.Response{Code: flotillav1.Code_NO_QUORUM, Message: fmt.Sprintf("group %d has no quorum: most of its replicas cannot be reached", id)}
+	}
+	r := &flotillav1.Response{Code: flotillav1.Code_NOT_LEADER, LeaderNode: uint64(leader.Node)}
+	if leader.Node != 0 {
+		r.LeaderAddr = s.options.Address(leader.Node)
+	}
+	return r
+}
+
+// Birth gives the group that this node leads its first shards; one that was
+// born takes it for done.
+func (s *Server) Birth(ctx context.Context, id raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation) error {
+	host := s.host.Load()
+	if host == nil {
+		return multiraft.ErrNoGroup
+	}
+	done := make(chan error, 1)
+	(*host).ProposeUrgent(id, encodeCommand(&birth{generation: uint64(generation), shards: shards}), func(r multiraft.Result) { done <- r.Err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// keepTime commits the time of groups in which something falls due: a key's
+// expiry or a session's end. A group where nothing does is left alone.
+func (s *Server) keepTime(ctx context.Context) {
+	tick := time.NewTicker(dueCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		host := s.host.Load()
+		if host == nil {
+			continue
+		}
+		s.groups.Range(func(_, v any) bool {
+			g := v.(*group)
+			if due := g.machine.NextDue(); due != math.MaxInt64 && due <= (*host).GroupClock(g.id) && s.leads(*host, g.id) {
+				s.commitTime(*host, g, func(error) {})
+			}
+			return true
+		})
+	}
+}
+
+func (s *Server) leads(host Host, id raft.GroupID) bool {
+	leader, _, ok := host.Leader(id)
+	return ok && leader.Node != 0 && leader.Node == s.options.Self()
+}
+
+// commitTime moves the group's time on to the present. One such entry at a
+// time is enough for keepTime; readers that wait for it propose their own.
+func (s *Server) commitTime(host Host, g *group, done func(error)) {
+	if !g.timing.CompareAndSwap(false, true) {
+		done(multiraft.ErrBusy)
+		return
+	}
+	host.ProposeUrgent(g.id, encodeCommand(timeOnly{}), func(r multiraft.Result) {
+		g.timing.Store(false)
+		done(r.Err)
+	})
+}
