@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -299,20 +301,28 @@ func TestOverTheRealStoresAndTransport(t *testing.T) {
 	c.mustPropose(3, "y")
 	c.same(2, 21)
 
-	// A follower that is away until the log is cut comes back by snapshot.
+}
+
+// A follower that is away until the log is cut comes back by snapshot.
+func TestASnapshotOverTheRealStoresAndTransport(t *testing.T) {
+	c := newCluster(t, 3, func(o *Options) {
+		o.Limits.LogKeepBytes = 1
+		o.Timing.TrimEvery = 50 * time.Millisecond
+	})
+	c.group(2, 1, 2, 3)
+	c.mustPropose(2, "first")
 	away := int(c.leader(2).id)%3 + 1
 	c.stop(away)
-	for _, n := range c.nodes {
-		if n.host != nil {
-			n.host.opts.Limits.LogKeepBytes = 1
-		}
-	}
 	for range 5 {
 		c.mustPropose(2, "z")
 	}
-	c.until("the log is cut", func() bool { return c.leader(2).host.Stats().LogCuts > 0 })
+	c.until("the log is cut behind what it lacks", func() bool {
+		n := c.leader(2)
+		state, err := n.log.Load(raft.ReplicaKey{Group: 2, Replica: raft.ReplicaID(n.id)})
+		return err == nil && state.First > 5
+	})
 	c.start(away)
-	c.same(2, 26)
+	c.same(2, 6)
 	if n := c.node(away).host.Stats().SnapshotsInstalled; n == 0 {
 		t.Error("no snapshot was installed")
 	}
@@ -339,4 +349,126 @@ func TestDrainMovesAllLeaders(t *testing.T) {
 	for g := raft.GroupID(2); g < 2+groups; g++ {
 		c.mustPropose(g, "on")
 	}
+}
+
+// A state machine that does not come forward at the leader: heartbeats go on,
+// what is taken in is bounded and the rest refused at once.
+func TestAStalledApplyAtTheLeader(t *testing.T) {
+	c := newCluster(t, 3, func(o *Options) { o.Limits.GroupBytes = 200_000 })
+	gate := make(chan struct{})
+	leader := c.node(int(preferredOf(raft.Membership{Voters: []raft.Member{{Node: 1}, {Node: 2}, {Node: 3}}}, 2)))
+	leader.before = func() { <-gate }
+	c.group(2, 1, 2, 3)
+	if c.leader(2) != leader {
+		t.Fatal("the preferred node does not lead")
+	}
+	_, term, _ := leader.host.Leader(2)
+	var answered, busy atomic.Int64
+	command := make([]byte, 1000)
+	for range 1000 {
+		leader.host.Propose(2, command, func(r Result) {
+			switch {
+			case r.Err == nil:
+				answered.Add(1)
+			case errors.Is(r.Err, ErrBusy):
+				busy.Add(1)
+			default:
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+	if b := busy.Load(); b < 800 {
+		t.Errorf("%d of 1000 refused, with room for less than 200", b)
+	}
+	turns := leader.host.Stats().Turns
+	c.until("some heartbeats pass", func() bool { return leader.host.Stats().Turns > turns+40 })
+	if _, now, _ := leader.host.Leader(2); now != term {
+		t.Errorf("the term went from %d to %d while the leader's apply stood", term, now)
+	}
+	if n := answered.Load(); n != 0 {
+		t.Errorf("%d answers without an apply", n)
+	}
+	close(gate)
+	c.until("all are answered", func() bool { return answered.Load()+busy.Load() == 1000 })
+	c.same(2, uint64(answered.Load()))
+}
+
+// A follower whose apply stands still keeps its backlog in the log, not in
+// memory, and holds nobody up.
+func TestAStalledApplyAtAFollower(t *testing.T) {
+	c := newCluster(t, 3, func(o *Options) { o.Limits.UnappliedBytes = 50_000 })
+	gate := make(chan struct{})
+	follower := c.node(int(preferredOf(raft.Membership{Voters: []raft.Member{{Node: 1}, {Node: 2}, {Node: 3}}}, 2))%3 + 1)
+	follower.before = func() { <-gate }
+	c.group(2, 1, 2, 3)
+	command := string(make([]byte, 10_000))
+	for range 100 {
+		c.mustPropose(2, command)
+	}
+	c.until("the follower has it all in its log", func() bool {
+		s, _ := follower.host.Status(2)
+		return s.Commit > 100
+	})
+	r, _ := follower.host.find(2)
+	r.apply.mu.Lock()
+	held := entriesBytes(r.apply.entries)
+	r.apply.mu.Unlock()
+	if held > 200_000 {
+		t.Errorf("%d bytes are held for an apply that stands still", held)
+	}
+	close(gate)
+	c.same(2, 100)
+}
+
+// Many groups start, elect and sleep: none of that costs a goroutine a group,
+// and asleep they cost no turns.
+func TestManyGroupsStartElectAndSleep(t *testing.T) {
+	groups := raft.GroupID(200)
+	c := newCluster(t, 3, func(o *Options) { o.Timing.SleepAfter = 200 * time.Millisecond })
+	before := runtime.NumGoroutine()
+	for g := raft.GroupID(2); g < 2+groups; g++ {
+		c.group(g, 1, 2, 3)
+	}
+	ready := func() bool {
+		leaders := 0
+		for _, n := range c.nodes {
+			leaders += n.host.Stats().Leaders
+		}
+		return leaders == int(groups)
+	}
+	asleep := func() bool {
+		for _, n := range c.nodes {
+			if n.host.Stats().Awake > 0 {
+				return false
+			}
+		}
+		return true
+	}
+	c.until("all have a leader", ready)
+	c.until("all sleep", asleep)
+	if n := runtime.NumGoroutine(); n > before+100 { // of 600 replicas
+		t.Errorf("%d goroutines before %d groups, %d after", before, groups, n)
+	}
+	for _, n := range c.nodes {
+		if leads := n.host.Stats().Leaders; leads < int(groups)/4 {
+			t.Errorf("node %d leads %d of %d groups", n.id, leads, groups)
+		}
+	}
+	turns := c.node(1).host.stats.turns.Load()
+	time.Sleep(300 * time.Millisecond)
+	if n := c.node(1).host.stats.turns.Load() - turns; n > 10 {
+		t.Errorf("%d turns in 300 ms while all sleep", n)
+	}
+	for id := 1; id <= 3; id++ {
+		c.stop(id)
+	}
+	from := time.Now()
+	for id := 1; id <= 3; id++ {
+		c.start(id)
+	}
+	c.until("all have a leader after the restart of all", ready)
+	if took := time.Since(from); took > 5*time.Second {
+		t.Errorf("that took %v", took)
+	}
+	c.until("all sleep again", asleep)
 }

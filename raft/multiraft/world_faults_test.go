@@ -255,12 +255,20 @@ func TestSeeds(t *testing.T) {
 	if testing.Short() {
 		seeds = 5
 	}
+	done, ran := 0, 0
 	for seed := range seeds {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { runSeed(t, uint64(seed)) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			done += runSeed(t, uint64(seed))
+			ran++
+		})
+	}
+	if done < 50*ran {
+		t.Errorf("only %d proposals succeeded in %d seeds: the world is too hard to tell anything", done, ran)
 	}
 }
 
-func runSeed(t *testing.T, seed uint64) {
+// runSeed returns how many proposals succeeded.
+func runSeed(t *testing.T, seed uint64) (acknowledged int) {
 	rng := rand.New(rand.NewPCG(seed, 99))
 	keep := int64(1) << 30
 	if seed%2 == 0 {
@@ -322,6 +330,7 @@ func runSeed(t *testing.T, seed uint64) {
 		case 7:
 			n := w.nodes[raft.NodeID(rng.IntN(3)+1)]
 			n.noSync = !n.noSync
+			w.trace = append(w.trace, fmt.Sprint(w.now.UnixMilli()-1_700_000_000_000, " nosync ", n.id, n.noSync))
 		case 8:
 			w.nodes[raft.NodeID(rng.IntN(3)+1)].states.FlushSome(rng.IntN(20))
 		}
@@ -339,7 +348,6 @@ func runSeed(t *testing.T, seed uint64) {
 		w.same(g, w.mustPropose(g, "end").Value.(uint64))
 	}
 	w.run(4 * time.Second)
-	kinds := map[string]int{}
 	for command, o := range outcomes {
 		v, _, err := w.nodes[1].tally[o.group].state.Get([]byte(command))
 		if err != nil {
@@ -355,15 +363,11 @@ func runSeed(t *testing.T, seed uint64) {
 		case o.err != nil && !errors.Is(o.err, ErrUnknown) && times != 0:
 			t.Errorf("%s is applied although it was refused: %v", command, o.err)
 		case o.err == nil:
-			kinds["done"]++
-		default:
-			kinds[o.err.Error()[:7]]++
+			acknowledged++
 		}
 	}
 	if t.Failed() {
 		w.dump()
 	}
-	if kinds["done"] == 0 {
-		t.Errorf("nothing was done: %v", kinds)
-	}
+	return acknowledged
 }
