@@ -246,7 +246,7 @@ func (s *Store) close() error {
 	if err := s.evidence.close(); err != nil {
 		return err
 	}
-	err := errors.Join(s.votes.close(), s.db.Close(), s.claim.Close())
+	err := errors.Join(s.votes.close(), s.stop.Try(s.db.Close), s.claim.Close())
 	s.release()
 	return err
 }

@@ -225,7 +225,10 @@ func asRaw(iter *pebble.Iterator, err error) (rawIter, error) {
 }
 
 func (e *pebbleEngine) excise(lo, hi []byte) error {
-	if err := e.db.Excise(context.Background(), pebble.KeyRange{Start: lo, End: hi}); err != nil {
+	err := e.stop.Try(func() error {
+		return e.db.Excise(context.Background(), pebble.KeyRange{Start: lo, End: hi})
+	})
+	if err != nil {
 		return e.failed(err)
 	}
 	return e.settle(func() (bool, error) { return e.durablyEmpty(lo, hi) })
@@ -245,7 +248,7 @@ func (e *pebbleEngine) durablyEmpty(lo, hi []byte) (empty bool, err error) {
 func (e *pebbleEngine) settle(durable func() (bool, error)) error {
 	ok, err := durable()
 	if err == nil && !ok {
-		err = e.db.Flush()
+		err = e.stop.Try(e.db.Flush)
 	}
 	if err != nil {
 		return e.failed(err)
@@ -261,14 +264,18 @@ func (e *pebbleEngine) failed(err error) error {
 }
 
 func (e *pebbleEngine) flush() error {
-	if err := e.db.Flush(); err != nil {
+	if err := e.stop.Try(e.db.Flush); err != nil {
 		return e.failed(fmt.Errorf("flush: %w", err))
 	}
 	return nil
 }
 
 func (e *pebbleEngine) asyncFlush() error {
-	if _, err := e.db.AsyncFlush(); err != nil {
+	err := e.stop.Try(func() error {
+		_, err := e.db.AsyncFlush()
+		return err
+	})
+	if err != nil {
 		return e.failed(fmt.Errorf("flush: %w", err))
 	}
 	return nil
@@ -289,7 +296,7 @@ func (e *pebbleEngine) closeOnce() error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(e.db.Close(), e.claim.Close())
+	err = errors.Join(e.stop.Try(e.db.Close), e.claim.Close())
 	e.release()
 	return err
 }

@@ -2,18 +2,23 @@ package statestore
 
 import (
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
 )
 
 // pebbleBatch is a plain batch until something is read from it, and an indexed
 // one from then on: many batches only write.
 type pebbleBatch struct {
 	db      *pebble.DB
+	stop    *disk.Stop
 	batch   *pebble.Batch
 	indexed bool
 	err     error // of an operation; comes out of commit
 }
 
-func (e *pebbleEngine) newBatch() rawBatch { return &pebbleBatch{db: e.db, batch: e.db.NewBatch()} }
+func (e *pebbleEngine) newBatch() rawBatch {
+	return &pebbleBatch{db: e.db, stop: e.stop, batch: e.db.NewBatch()}
+}
 
 func (b *pebbleBatch) note(err error) {
 	if b.err == nil {
@@ -60,6 +65,9 @@ func (b *pebbleBatch) newIter(lo, hi []byte) (rawIter, error) {
 func (b *pebbleBatch) commit() error {
 	if b.err != nil {
 		return b.err
+	}
+	if err := b.stop.Err(); err != nil {
+		return err
 	}
 	return b.db.Apply(b.batch, pebble.NoSync)
 }

@@ -79,7 +79,11 @@ func (in *pebbleInstall) finish() error {
 		}
 	}
 	span := pebble.KeyRange{Start: in.lo, End: in.hi}
-	if _, err := in.engine.db.IngestAndExcise(context.Background(), in.files, nil, nil, span); err != nil {
+	err := in.engine.stop.Try(func() error {
+		_, err := in.engine.db.IngestAndExcise(context.Background(), in.files, nil, nil, span)
+		return err
+	})
+	if err != nil {
 		return in.engine.failed(fmt.Errorf("ingest snapshot: %w", err))
 	}
 	want, ok, err := in.engine.get(in.lo)

@@ -197,29 +197,28 @@ func eachText(p *pair, each func(func(raft.ReplicaKey, raft.Index)) error) strin
 func (p *pair) compare(*rapid.T) {
 	both(p, func(s *Store) string { return appliedText(p, s) })
 	both(p, func(s *Store) string { return durableText(p, s) })
+	id, k := p.id(), p.key("get")
 	lo, hi := p.span()
-	k := p.key("get")
-	for _, id := range []raft.ReplicaKey{key(2, 1), key(2, 2), key(3, 1), key(3, 2)} {
-		both(p, func(s *Store) string {
-			r := s.Replica(id)
-			view, err := r.View()
-			if err != nil {
-				p.t.Fatalf("view: %v", err)
-			}
-			index, term, m, err := view.Applied()
-			mark, installed, merr := r.SnapshotMark()
-			durable, derr := r.DurableApplied()
-			text := []string{
-				walk(r.NewIter(nil, nil)), walk(r.NewIter(lo, hi)), walk(view.NewIter(lo, hi)),
-				getText(r.Get(k)), getText(view.Get(k)),
-				fmt.Sprint(index, term, m, err, mark, installed, merr, durable, derr),
-			}
-			if err := view.Close(); err != nil {
-				p.t.Fatalf("close view: %v", err)
-			}
-			return strings.Join(text, "\n")
-		})
+	both(p, func(s *Store) string { return p.replicaText(s.Replica(id), k, lo, hi) })
+}
+
+func (p *pair) replicaText(r *Replica, k, lo, hi []byte) string {
+	view, err := r.View()
+	if err != nil {
+		p.t.Fatalf("view: %v", err)
 	}
+	index, term, m, err := view.Applied()
+	mark, installed, merr := r.SnapshotMark()
+	durable, derr := r.DurableApplied()
+	text := []string{
+		walk(r.NewIter(nil, nil)), walk(r.NewIter(lo, hi)), walk(view.NewIter(lo, hi)),
+		getText(r.Get(k)), getText(view.Get(k)),
+		fmt.Sprint(index, term, m, err, mark, installed, merr, durable, derr),
+	}
+	if err := view.Close(); err != nil {
+		p.t.Fatalf("close view: %v", err)
+	}
+	return strings.Join(text, "\n")
 }
 
 func TestModelAgreesWithPebble(t *testing.T) {

@@ -15,10 +15,13 @@ import (
 // store does afterwards counts.
 //
 // Pebble reports a failed write-ahead log or manifest by calling
-// Logger.Fatalf in the middle of a commit and relies on it not to return. The
-// Logger made here blocks that goroutine for ever. So a store that has failed
-// cannot be closed tidily: its Close leaves Pebble as it is, and the process
-// is expected to exit.
+// Logger.Fatalf in the middle of a commit and relies on it not to return. A
+// failed flush or compaction it reports as a background error, and tries again
+// at once, for ever. The Logger and the Listener made here block the reporting
+// goroutine for good, perhaps with Pebble's locks. So a store that has failed
+// cannot be closed tidily, and calls that are inside Pebble then may never
+// return: its Close leaves Pebble as it is, and the process is expected to
+// exit.
 type Stop struct {
 	log     *slog.Logger
 	onFatal func(error)
@@ -72,6 +75,7 @@ func (s *Stop) Listener() pebble.EventListener {
 		BackgroundError: func(err error) {
 			if !errors.Is(err, pebble.ErrCancelledCompaction) {
 				s.Fail(fmt.Errorf("background write: %w", err))
+				select {}
 			}
 		},
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
@@ -80,24 +84,31 @@ func (s *Stop) Listener() pebble.EventListener {
 	}
 }
 
-// Open runs pebble.Open and returns its result, or the failure if the disk
-// fails in a way that never lets Open return.
-func (s *Stop) Open(dir string, options *pebble.Options) (*pebble.DB, error) {
-	type result struct {
-		db  *pebble.DB
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		db, err := pebble.Open(dir, options)
-		done <- result{db, err}
-	}()
+// Try runs do and returns its result, or the failure if the disk fails before
+// do returns, which it then may never do.
+func (s *Stop) Try(do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
 	select {
-	case r := <-done:
-		return r.db, r.err
+	case err := <-done:
+		return err
 	case <-s.failed:
-		return nil, s.Err()
+		return s.Err()
 	}
+}
+
+// Open runs pebble.Open in Try.
+func (s *Stop) Open(dir string, options *pebble.Options) (*pebble.DB, error) {
+	opened := make(chan *pebble.DB, 1)
+	err := s.Try(func() error {
+		db, err := pebble.Open(dir, options)
+		opened <- db
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-opened, nil
 }
 
 type pebbleLogger struct{ stop *Stop }
