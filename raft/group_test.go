@@ -1,6 +1,7 @@
 package raft_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/flotilla-kv/flotilla/raft"
@@ -19,6 +20,7 @@ type group struct {
 	cut      map[[2]raft.ReplicaID]bool
 	random   func(int) int
 	lost     []raft.Message // what was cut off
+	log      func(string)   // if set, gets a line for each event
 }
 
 // members are replicas 1..n, each on the node of its number.
@@ -112,11 +114,13 @@ func (g *group) round() (moved bool) {
 		}
 		if n := r.Unsynced(); n > 0 {
 			g.must(r.Persist(n))
+			g.note("  %d syncs %d", r.Member.Replica, n)
 			moved = true
 		}
 		if n := r.Unapplied(); n > 0 {
-			_, err := r.Apply(n)
+			es, err := r.Apply(n)
 			g.must(err)
+			g.note("  %d applies [%s]", r.Member.Replica, rafttest.DescribeEntries(es))
 			moved = true
 		}
 		out = append(out, r.Outbox...)
@@ -134,12 +138,20 @@ func (g *group) deliver(m raft.Message) {
 	g.t.Helper()
 	if g.cut[[2]raft.ReplicaID{m.From, m.To}] || int(m.To) > len(g.replicas) || !g.r(m.To).Up() {
 		g.lost = append(g.lost, m)
+		g.note("  lost %s", rafttest.Describe(&m))
 		return
 	}
+	g.note("  %s", rafttest.Describe(&m))
 	if err := g.core(m.To).Step(m); err != nil {
-		g.t.Logf("replica %d refuses: %v", m.To, err)
+		g.note("    refused: %v", err)
 	}
 	g.must(g.r(m.To).Turn())
+}
+
+func (g *group) note(format string, args ...any) {
+	if g.log != nil {
+		g.log(fmt.Sprintf(format, args...))
+	}
 }
 
 // isolate cuts a replica from all others; join undoes it.

@@ -34,9 +34,11 @@ type progress struct {
 	match Index // matchIndex: durable there and equal to ours; never falls, but for a cut log
 	next  Index // nextIndex: what is sent next
 
-	probing   bool   // Probe: one AppendEntries is out
-	requested bool   // Snapshot: the driver has been asked
-	window    window // Replicate: what is out
+	probing   bool     // Probe: one AppendEntries is out
+	probed    inflight // Probe: its entries; last 0 if it had none or is given up
+	probeAge  int      // Probe: heartbeats since
+	requested bool     // Snapshot: the driver has been asked
+	window    window   // Replicate: what is out
 
 	commitSent Index  // the LeaderCommit last sent
 	ackedRound uint64 // the last read round that it confirmed
@@ -51,7 +53,7 @@ type progress struct {
 // probe goes back to asking, from next on.
 func (p *progress) probe(next Index) {
 	p.state, p.next = Probe, max(next, p.match+1)
-	p.probing, p.requested = false, false
+	p.probing, p.probed, p.requested = false, inflight{}, false
 	p.window.clear()
 }
 
@@ -70,7 +72,7 @@ func (p *progress) mayAppend(o *Options) bool {
 // sent notes an AppendEntries with entries through last.
 func (p *progress) sent(last Index, bytes int) {
 	if p.state == Probe {
-		p.probing = true
+		p.probing, p.probed, p.probeAge = true, inflight{last, bytes}, 0
 		return
 	}
 	p.next = last + 1
@@ -84,7 +86,7 @@ func (p *progress) acknowledged(match Index) {
 	switch p.state {
 	case Probe:
 		if p.match+1 >= p.next {
-			p.state, p.probing = Replicate, false
+			p.replicate()
 		}
 	case Replicate:
 		p.window.free(p.match)
@@ -93,6 +95,27 @@ func (p *progress) acknowledged(match Index) {
 		// maybeEndSnapshot.
 	}
 	p.next = max(p.next, p.match+1)
+}
+
+// beat passes a heartbeat interval. A probe that two have not seen answered is
+// taken for lost: its entries are sent again when the follower is heard.
+func (p *progress) beat() {
+	p.heartbeat = true
+	if p.probeAge++; p.state == Probe && p.probeAge >= 2 {
+		p.probed = inflight{}
+	}
+}
+
+// replicate begins the pipeline. The probe's entries may still be on their way,
+// or wait for the follower's disk while a heartbeat was answered at once: they
+// are not sent twice. If they are lost, the next heartbeat finds out.
+func (p *progress) replicate() {
+	p.state, p.probing = Replicate, false
+	if p.probed.last > p.match {
+		p.next = p.probed.last + 1
+		p.window.add(p.probed.last, p.probed.bytes)
+	}
+	p.probed = inflight{}
 }
 
 // refused takes a refusal in and tells whether it was fresh. hint is where to

@@ -89,7 +89,7 @@ func (r *Raft) beat() {
 	r.beginLeaseRound()
 	for i := range l.progress {
 		p := &l.progress[i]
-		p.heartbeat = true
+		p.beat()
 		if p.state == Snapshot && !p.requested {
 			r.requestSnapshot(p)
 		}

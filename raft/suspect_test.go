@@ -54,6 +54,10 @@ func TestSuspectDoesNotCount(t *testing.T) {
 	if c := g.core(1).CommitIndex(); c >= i {
 		t.Errorf("entry %d is committed by counting a suspect replica", c)
 	}
+	g.propose(1, "c") // its own durable write makes the leader count anew
+	if c := g.core(1).CommitIndex(); c >= i {
+		t.Errorf("entry %d is committed by counting a suspect replica later", c)
+	}
 	if len(g.r(1).Reads) != 0 {
 		t.Error("a read is confirmed by a suspect replica")
 	}
@@ -100,4 +104,23 @@ func TestSuspectIsTrustedWhenWhole(t *testing.T) {
 	}
 	g.crash(1)
 	g.elect(2)
+}
+
+// A suspect replica is told the leader's last index, committed or not: it may
+// have acknowledged all of that before its log was cut, and such an
+// acknowledgement may still be on its way.
+func TestSuspectIsToldTheLastIndex(t *testing.T) {
+	g := led(t, 3)
+	last, _, err := g.core(1).Propose([]byte("uncommitted"))
+	g.must(err)
+	g.turn()
+	g.must(g.r(1).Persist(1))
+	g.r(1).Outbox = nil
+	g.must(g.core(1).Step(message(1, &raft.ReadIndexRequest{ID: 1<<63 | 5})))
+	g.turn()
+	round := take[*raft.AppendEntries](g, 1)[0].Body.(*raft.AppendEntries).ReadRound
+	out := g.step(3, 1, 1, &raft.AppendEntriesReply{Success: true, MatchIndex: 1, ReadRound: round})
+	if b := reply[*raft.ReadIndexReply](g, out); b.Index != last {
+		t.Errorf("is told %d, the leader's log ends at %d", b.Index, last)
+	}
 }

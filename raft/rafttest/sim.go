@@ -283,7 +283,11 @@ func (s *Sim) deliver(m raft.Message) {
 	}
 	err := r.Core.Step(m)
 	if s.trace != nil {
-		s.trace(fmt.Sprintf("%6d  %-10s %3d  from %d term %d %T%+v %v", s.now, "deliver", m.To, m.From, m.Term, m.Body, m.Body, err))
+		refused := ""
+		if err != nil {
+			refused = "  refused: " + err.Error()
+		}
+		s.trace(fmt.Sprintf("%6d  %-10s %3d  %s%s", s.now, "deliver", m.To, Describe(&m), refused))
 	}
 	s.note("step", m.To, uint64(m.From), uint64(m.Term))
 	s.settle(r)
