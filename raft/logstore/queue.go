@@ -83,9 +83,8 @@ func (q *queue) take(maxBytes int) (requests []request, compact map[raft.Replica
 		q.requests = nil
 	}
 	q.bytes -= bytes
-	compact = q.compact
-	if len(compact) > 0 {
-		q.compact = map[raft.ReplicaKey]beginning{}
+	if len(q.compact) > 0 {
+		compact, q.compact = q.compact, map[raft.ReplicaKey]beginning{}
 	}
 	q.room.Broadcast()
 	return requests, compact, true

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -163,6 +164,11 @@ func (s *Store) Load(id raft.ReplicaKey) (State, error) {
 	}
 	g.mu.RLock()
 	defer g.mu.RUnlock()
+	// A turn changes the group first and Pebble then: what it has just
+	// compacted or truncated may still have been there.
+	memberships = slices.DeleteFunc(memberships, func(m raft.IndexedMembership) bool {
+		return !slices.Contains(g.memberships, m.Index)
+	})
 	return State{
 		HardState: g.hard,
 		First:     g.begin.index + 1, Last: g.last, FirstTerm: g.begin.term,
