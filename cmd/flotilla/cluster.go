@@ -1,0 +1,322 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+func newInitCommand(g *globals) *cobra.Command {
+	request := new(flotillav1.InitRequest)
+	command := &cobra.Command{
+		Use:   "init",
+		Short: "Make a cluster of the nodes that were started (once per cluster)",
+		Long: `Init makes the node asked the cluster's first and the config group's first
+replica. The groups are created as soon as as many nodes as --replicas are
+registered. A second init fails and changes nothing.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := checkInit(request); err != nil {
+				return usageError{err}
+			}
+			answer, err := ask(c.Context(), g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.InitResponse, error) {
+				return cluster.Init(ctx, request)
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "cluster %s\n", answer.ClusterId)
+			if answer.Warning != "" {
+				fmt.Fprintf(c.ErrOrStderr(), "flotilla: warning: %s\n", answer.Warning)
+			}
+			return nil
+		},
+	}
+	command.Flags().Uint32Var(&request.Shards, "shards", shardmap.ShardsDefault, "shards of the key space: a power of two, fixed for ever")
+	command.Flags().Uint32Var(&request.Replicas, "replicas", 3, "replicas of each group")
+	command.Flags().Uint32Var(&request.Groups, "groups", 4, "replica groups to begin with")
+	return command
+}
+
+func checkInit(r *flotillav1.InitRequest) error {
+	if err := shardmap.CheckShards(int(r.Shards)); err != nil {
+		return fmt.Errorf("--shards: %w", err)
+	}
+	if r.Replicas == 0 || r.Replicas > 9 {
+		return fmt.Errorf("--replicas %d: it must be 1 to 9", r.Replicas)
+	}
+	if r.Groups == 0 || r.Groups > r.Shards {
+		return fmt.Errorf("--groups %d: it must be 1 to the number of shards (%d)", r.Groups, r.Shards)
+	}
+	return nil
+}
+
+// getStatus asks for the cluster's status.
+func getStatus(ctx context.Context, g *globals, shards bool) (*flotillav1.ClusterStatus, error) {
+	return ask(ctx, g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ClusterStatus, error) {
+		return cluster.GetStatus(ctx, &flotillav1.GetStatusRequest{Shards: shards})
+	})
+}
+
+func newStatusCommand(g *globals) *cobra.Command {
+	command := &cobra.Command{
+		Use:   "status",
+		Short: "Show nodes, groups and what the cluster waits for",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := getStatus(c.Context(), g, false)
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return writeJSON(c.OutOrStdout(), toStatusJSON(s))
+			}
+			return printStatus(c.OutOrStdout(), s)
+		},
+	}
+	g.addOutputFlag(command)
+	return command
+}
+
+func printStatus(out io.Writer, s *flotillav1.ClusterStatus) error {
+	fmt.Fprintf(out, "cluster %s  config %d  shards %d\n\n", s.ClusterId, s.ConfigNum, s.ShardsTotal)
+	if err := printNodes(out, s.Nodes); err != nil {
+		return err
+	}
+	fmt.Fprintln(out)
+	if err := printGroups(out, s.Groups); err != nil {
+		return err
+	}
+	for _, what := range s.WaitingFor {
+		fmt.Fprintf(out, "\nwaiting for: %s\n", what)
+	}
+	return nil
+}
+
+func printNodes(out io.Writer, nodes []*flotillav1.NodeStatus) error {
+	t := newTable(out, "node", "name", "state", "zone", "addr", "resp", "http", "leaders", "replicas")
+	for _, n := range nodes {
+		zone := n.Node.GetZone()
+		if zone == "" {
+			zone = "-"
+		}
+		t.row(n.Node.GetId(), n.Node.GetName(), n.Node.GetState(), zone, n.Node.GetAddr(), n.Node.GetRespAddr(), n.Node.GetHttpAddr(), known(n.Leaders), known(n.Replicas))
+	}
+	return t.flush()
+}
+
+func printGroups(out io.Writer, groups []*flotillav1.GroupStatus) error {
+	t := newTable(out, "group", "leader", "term", "shards", "replicas (node:role, lag)")
+	for _, group := range groups {
+		var replicas []string
+		for _, r := range group.Replicas {
+			replicas = append(replicas, fmt.Sprintf("%d:%s,%s", r.NodeId, r.Role, known(r.MatchLag)))
+		}
+		t.row(group.Id, named(group.LeaderNode), known(group.Term), group.Shards, strings.Join(replicas, " "))
+	}
+	return t.flush()
+}
+
+func newNodeCommand(g *globals) *cobra.Command {
+	node := &cobra.Command{Use: "node", Short: "The nodes of the cluster", Args: cobra.NoArgs, RunE: needSubcommand}
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the nodes",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := getStatus(c.Context(), g, false)
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return writeJSON(c.OutOrStdout(), each(s.Nodes, toNodeJSON))
+			}
+			return printNodes(c.OutOrStdout(), s.Nodes)
+		},
+	}
+	g.addOutputFlag(list)
+	node.AddCommand(list)
+	return node
+}
+
+func newGroupCommand(g *globals) *cobra.Command {
+	group := &cobra.Command{Use: "group", Short: "The Raft groups of the cluster", Args: cobra.NoArgs, RunE: needSubcommand}
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the groups, their leaders and replicas",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := getStatus(c.Context(), g, false)
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return writeJSON(c.OutOrStdout(), each(s.Groups, toGroupJSON))
+			}
+			return printGroups(c.OutOrStdout(), s.Groups)
+		},
+	}
+	g.addOutputFlag(list)
+	group.AddCommand(list)
+	return group
+}
+
+func newShardCommand(g *globals) *cobra.Command {
+	shard := &cobra.Command{Use: "shard", Short: "The shards of the key space", Args: cobra.NoArgs, RunE: needSubcommand}
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the shards, who serves them and roughly what is in them",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := getStatus(c.Context(), g, true)
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return writeJSON(c.OutOrStdout(), each(s.Shards, toShardJSON))
+			}
+			t := newTable(c.OutOrStdout(), "shard", "group", "generation", "state", "keys", "bytes")
+			for _, s := range s.Shards {
+				t.row(s.Shard, named(s.Group), s.Generation, s.State, known(s.Keys), known(s.Bytes))
+			}
+			return t.flush()
+		},
+	}
+	g.addOutputFlag(list)
+	locate := &cobra.Command{
+		Use:   "locate KEY",
+		Short: "Show the shard, group and leader of a key",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			s, err := getStatus(c.Context(), g, true)
+			if err != nil {
+				return err
+			}
+			where, err := locate(s, args[0])
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return writeJSON(c.OutOrStdout(), where)
+			}
+			t := newTable(c.OutOrStdout(), "key", "shard", "group", "leader node")
+			t.row(where.Key, where.Shard, named(where.Group), named(where.LeaderNode))
+			return t.flush()
+		},
+	}
+	g.addOutputFlag(locate)
+	shard.AddCommand(list, locate)
+	return shard
+}
+
+// locate routes a key by the status as a client does by the map.
+func locate(s *flotillav1.ClusterStatus, key string) (locateJSON, error) {
+	if key == "" {
+		return locateJSON{}, usagef("the key is empty")
+	}
+	if s.ShardsTotal == 0 {
+		return locateJSON{}, fmt.Errorf("the cluster has no shards yet: run flotilla init")
+	}
+	where := locateJSON{Key: key, Shard: uint64(shardmap.Shard([]byte(key), int(s.ShardsTotal)))}
+	for _, shard := range s.Shards {
+		if shard.Shard == where.Shard {
+			where.Group = shard.Group
+		}
+	}
+	for _, group := range s.Groups {
+		if group.Id == where.Group {
+			where.LeaderNode = group.LeaderNode
+		}
+	}
+	return where, nil
+}
+
+func newConfigCommand(g *globals) *cobra.Command {
+	config := &cobra.Command{Use: "config", Short: "The numbered configs: which group was to serve which shard", Args: cobra.NoArgs, RunE: needSubcommand}
+	show := &cobra.Command{
+		Use:   "show [NUM]",
+		Short: "Show a config, the latest without NUM",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			request := new(flotillav1.GetConfigRequest)
+			if len(args) == 1 {
+				num, err := strconv.ParseUint(args[0], 10, 64)
+				if err != nil || num == 0 {
+					return usagef("config %q: NUM is a number from 1", args[0])
+				}
+				request.Num = num
+			}
+			config, err := ask(c.Context(), g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.Config, error) {
+				return cluster.GetConfig(ctx, request)
+			})
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return writeJSON(c.OutOrStdout(), toConfigJSON(config))
+			}
+			return printConfig(c.OutOrStdout(), config)
+		},
+	}
+	g.addOutputFlag(show)
+	config.AddCommand(show)
+	return config
+}
+
+func printConfig(out io.Writer, config *flotillav1.Config) error {
+	fmt.Fprintf(out, "config %d  %s  %s\n\n", config.Num, config.Created, config.Reason)
+	counts := make(map[uint64]int)
+	for _, group := range config.Shards {
+		counts[group]++
+	}
+	t := newTable(out, "group", "shards", "nodes")
+	for _, group := range config.Groups {
+		var nodes []string
+		for _, m := range group.Members {
+			nodes = append(nodes, fmt.Sprint(m.NodeId))
+		}
+		t.row(group.Id, counts[group.Id], strings.Join(nodes, " "))
+	}
+	return t.flush()
+}
+
+func newEventsCommand(g *globals) *cobra.Command {
+	request := new(flotillav1.ListEventsRequest)
+	command := &cobra.Command{
+		Use:   "events",
+		Short: "List the controller's decisions with their reasons, newest last",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			answer, err := ask(c.Context(), g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ListEventsResponse, error) {
+				return cluster.ListEvents(ctx, request)
+			})
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return writeJSON(c.OutOrStdout(), each(answer.Events, toEventJSON))
+			}
+			t := newTable(c.OutOrStdout(), "id", "time", "kind", "subject", "reason")
+			for _, e := range answer.Events {
+				t.row(e.Id, e.Time, e.Kind, e.Subject, e.Reason)
+			}
+			return t.flush()
+		},
+	}
+	command.Flags().Uint64Var(&request.After, "after", 0, "only events with a greater `ID`")
+	command.Flags().Uint32Var(&request.Limit, "limit", 100, "how many, the newest")
+	g.addOutputFlag(command)
+	return command
+}
+
+// needSubcommand is what a command that only groups others does by itself.
+func needSubcommand(c *cobra.Command, _ []string) error {
+	return usagef("flotilla %s needs a subcommand", c.Name())
+}

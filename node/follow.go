@@ -1,0 +1,135 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/multiraft"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// followRetry is how long the node waits before it tries again what failed:
+// starting a replica, or asking whether one was removed.
+const followRetry = 500 * time.Millisecond
+
+// followMap does what the map says: it tells the transport where nodes are,
+// starts the replicas assigned to this node and removes those that the config
+// group says were removed.
+func (n *Node) followMap(ctx context.Context) {
+	for {
+		changed := n.ctrl.Maps().Changed()
+		var retry <-chan time.Time
+		if again := n.followOnce(ctx, n.ctrl.Maps().Current()); again {
+			retry = time.After(followRetry)
+		}
+		select {
+		case <-changed:
+		case <-n.changed:
+		case <-retry:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// followOnce brings the node in line with m; again: something failed that may
+// succeed later.
+func (n *Node) followOnce(ctx context.Context, m *shardmap.Map) (again bool) {
+	host := n.host.Load()
+	id, known := n.ctrl.Identity()
+	if m == nil || host == nil || !known {
+		return false
+	}
+	n.deleteRemoved(host)
+	for _, node := range m.Nodes {
+		switch {
+		case node.ID == id.Node:
+		case node.State == shardmap.NodeRemoved:
+			n.transport.RemovePeer(node.ID)
+		default:
+			n.transport.SetAddr(node.ID, node.Addr)
+		}
+	}
+	assigned := make(map[raft.ReplicaKey]bool)
+	for _, a := range m.Assigned(id.Node) {
+		assigned[a.Key] = true
+		if n.startAssigned(host, m, a) != nil {
+			again = true
+		}
+	}
+	for _, s := range host.Statuses() {
+		key := s.Key
+		if !assigned[key] && n.removeUnassigned(ctx, host, key) != nil {
+			again = true
+		}
+	}
+	return again
+}
+
+// startAssigned starts a replica that the map assigns to this node. One that
+// is not above all that the node ever had of its group stays away.
+func (n *Node) startAssigned(host *multiraft.Host, m *shardmap.Map, a shardmap.Assigned) error {
+	if s, running := host.Status(a.Key.Group); running && s.Key == a.Key {
+		return nil
+	}
+	preferred := raft.NodeID(0)
+	if group, ok := m.Group(a.Key.Group); ok {
+		preferred = group.Preferred
+	}
+	err := host.Start(n.replicaSpec(a.Key, a.First, preferred))
+	if err != nil {
+		n.logger.Warn("a replica could not be started", "group", a.Key.Group, "replica", a.Key.Replica, "error", err)
+	}
+	return err
+}
+
+// removeUnassigned removes a replica that the map does not name, if the config
+// group, asked linearizably, says that it was removed: a map may be old.
+func (n *Node) removeUnassigned(ctx context.Context, host *multiraft.Host, key raft.ReplicaKey) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	answer, err := n.ctrl.ReplicaState(ctx, &flotillav1.ReplicaStateRequest{Group: uint64(key.Group), ReplicaId: uint64(key.Replica)})
+	if err != nil || !answer.Removed {
+		return err
+	}
+	return host.Remove(key)
+}
+
+// replicaRemoved hears from the host that a replica's own log removed it;
+// followMap deletes it.
+func (n *Node) replicaRemoved(key raft.ReplicaKey) {
+	n.removedMu.Lock()
+	n.removed = append(n.removed, key)
+	n.removedMu.Unlock()
+	n.note()
+}
+
+// deleteRemoved deletes the replicas that their own logs removed.
+func (n *Node) deleteRemoved(host *multiraft.Host) {
+	n.removedMu.Lock()
+	removed := n.removed
+	n.removed = nil
+	n.removedMu.Unlock()
+	for _, key := range removed {
+		if err := host.Remove(key); err != nil {
+			n.logger.Warn("a removed replica could not be deleted", "group", key.Group, "replica", key.Replica, "error", err)
+		}
+	}
+}
+
+// leaderChanged hears from the host who leads a group now.
+func (n *Node) leaderChanged(c multiraft.LeaderChange) {
+	n.ctrl.LeaderChanged(c.Group, c.Leader.Node)
+	n.note()
+}
+
+// followHealth keeps the gRPC health service in line with readiness.
+func (n *Node) followHealth(ctx context.Context) {
+	if err := n.WaitReady(ctx, func(string) {}); err == nil {
+		n.health.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)
+	}
+}

@@ -1,0 +1,116 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/logstore"
+	"github.com/flotilla-kv/flotilla/raft/multiraft"
+	"github.com/flotilla-kv/flotilla/raft/transport"
+	"github.com/flotilla-kv/flotilla/shardctrler"
+)
+
+// ownIdentity reads who this data dir is. A new one gets its random id, which
+// is durable before the node talks to anybody: a repeated registration then
+// finds the same node.
+func (n *Node) ownIdentity() (logstore.Identity, error) {
+	identity, known := n.log.Identity()
+	if known {
+		if identity.Name != n.options.Name {
+			return identity, fmt.Errorf("data dir %s belongs to node %s, not %s", n.options.DataDir, identity.Name, n.options.Name)
+		}
+		return identity, nil
+	}
+	identity = logstore.Identity{RandomID: rand.Text(), Name: n.options.Name}
+	return identity, n.log.SetIdentity(identity)
+}
+
+// Found makes the node the first of a new cluster; see shardctrler.Home. Both
+// it and Adopt may come again after a crash at any line.
+func (n *Node) Found(_ context.Context, id shardctrler.Identity) (shardctrler.Host, error) {
+	first := raft.Membership{Epoch: 1, Voters: []raft.Member{{Replica: 1, Node: id.Node}}}
+	if err := n.log.Create(raft.ReplicaKey{Group: raft.ConfigGroup, Replica: 1}, first); err != nil {
+		return nil, err
+	}
+	return n.adopt(id)
+}
+
+// Adopt records the identity that the controller gave the node and opens its
+// host.
+func (n *Node) Adopt(_ context.Context, id shardctrler.Identity) (shardctrler.Host, error) {
+	return n.adopt(id)
+}
+
+func (n *Node) adopt(id shardctrler.Identity) (shardctrler.Host, error) {
+	identity, _ := n.log.Identity()
+	identity.ClusterID, identity.Node = id.ClusterID, id.Node
+	if err := n.log.SetIdentity(identity); err != nil {
+		return nil, err
+	}
+	n.gossip.UpdateMeta(n.meta(identity))
+	host, err := n.openHost(id)
+	if err != nil {
+		return nil, err
+	}
+	return host, nil
+}
+
+// saveMap remembers the controller's map, so that a restart needs neither
+// gossip nor --join.
+func (n *Node) saveMap(encoded []byte) error {
+	identity, _ := n.log.Identity()
+	identity.LastNodes = encoded
+	return n.log.SetIdentity(identity)
+}
+
+// openHost opens the host of the node's replicas and starts those that ran
+// here before.
+func (n *Node) openHost(id shardctrler.Identity) (shardctrler.Host, error) {
+	n.hostMu.Lock()
+	defer n.hostMu.Unlock()
+	if host := n.host.Load(); host != nil {
+		return shardctrler.OverMultiraft(host), nil
+	}
+	host, err := multiraft.Open(multiraft.Options{
+		Self:      id.Node,
+		Log:       n.log,
+		States:    n.states,
+		Transport: n.transport,
+		Logger:    n.logger,
+		OnLeader:  n.leaderChanged,
+		OnRemoved: n.replicaRemoved,
+		OnFatal:   n.fail,
+		Observe:   n.metrics.observers(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.host.Store(host)
+	n.kv.Attach(host)
+	for _, record := range host.Recorded() {
+		if err := host.Start(n.replicaSpec(record.ID, record.First, 0)); err != nil {
+			return nil, err
+		}
+	}
+	boot := transport.Identity{ClusterID: id.ClusterID, Self: id.Node, Boot: uint64(time.Now().UnixNano())}
+	if err := n.transport.Start(boot, host); err != nil {
+		return nil, err
+	}
+	n.note()
+	return shardctrler.OverMultiraft(host), nil
+}
+
+// replicaSpec is what the host needs to run a replica: the config group's run
+// the controller's state machine, all others keys.
+func (n *Node) replicaSpec(key raft.ReplicaKey, first raft.Membership, preferred raft.NodeID) multiraft.ReplicaSpec {
+	spec := multiraft.ReplicaSpec{Group: key.Group, Replica: key.Replica, First: first, Preferred: preferred}
+	if key.Group == raft.ConfigGroup {
+		spec.NewStateMachine = n.ctrl.NewStateMachine
+	} else {
+		spec.NewStateMachine = n.kv.NewStateMachine(key.Group)
+	}
+	return spec
+}
