@@ -12,7 +12,7 @@ import (
 // applier at a time works on a replica.
 type applyQueue struct {
 	mu        sync.Mutex // guards all below
-	idle      sync.Cond  // running became false
+	idle      sync.Cond  // running or paused became false
 	entries   []raft.Entry
 	applied   raft.Index
 	scheduled bool // in the pool's list, or running
@@ -74,10 +74,12 @@ func (q *applyQueue) noteApplied(index raft.Index) {
 	q.applied = index
 }
 
-// end closes what begin began; true: the replica goes back into the pool.
-func (q *applyQueue) end() (again bool) {
+// end closes what begin began; true: the replica goes back into the pool. If
+// that failed, nothing may ever follow it.
+func (q *applyQueue) end(ok bool) (again bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.closed = q.closed || !ok
 	q.running, q.scheduled = false, false
 	q.idle.Broadcast()
 	return q.claim()
@@ -98,6 +100,7 @@ func (q *applyQueue) resume() (schedule bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.paused = false
+	q.idle.Broadcast()
 	return q.claim()
 }
 
@@ -112,13 +115,14 @@ func (q *applyQueue) jump(index raft.Index) {
 	}
 }
 
-// close lets nothing begin ever again and waits for what runs.
+// close lets nothing begin ever again and waits for what runs, and for whoever
+// has paused it.
 func (q *applyQueue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
 	q.entries = nil
-	for q.running {
+	for q.running || q.paused {
 		q.idle.Wait()
 	}
 }
@@ -237,14 +241,15 @@ func (a *appliers) turn(r *replica, s *applyScratch) {
 	if len(entries) == 0 {
 		return
 	}
-	a.batch(r, entries, s)
+	ok := a.batch(r, entries, s)
 	s.reset()
-	if r.apply.end() {
+	if r.apply.end(ok) {
 		a.schedule(r)
 	}
 }
 
-func (a *appliers) batch(r *replica, entries []raft.Entry, s *applyScratch) {
+// batch is false if the host stops over it; nothing follows it then.
+func (a *appliers) batch(r *replica, entries []raft.Entry, s *applyScratch) (ok bool) {
 	from := a.h.now()
 	last := entries[len(entries)-1].Index
 	if err := r.applyEntries(entries, s); err != nil {
@@ -252,7 +257,7 @@ func (a *appliers) batch(r *replica, entries []raft.Entry, s *applyScratch) {
 		for i := range s.answers {
 			a.h.answerLost([]*waiter{s.answers[i].w}, ErrUnknown)
 		}
-		return
+		return false
 	}
 	r.apply.noteApplied(last)
 	a.h.stats.entriesApplied.Add(uint64(len(entries)))
@@ -261,6 +266,7 @@ func (a *appliers) batch(r *replica, entries []raft.Entry, s *applyScratch) {
 		observe(a.h.now().Sub(from))
 	}
 	a.deliver(r, last, s)
+	return true
 }
 
 // deliver answers proposals and reads that the batch through index has

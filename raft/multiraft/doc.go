@@ -39,7 +39,8 @@
 //     the inbox, and that releases votes, acknowledgements and commitment.
 //  6. Pass committed entries to the appliers.
 //
-// A worker never blocks. While its writes under way exceed LogQueueBytes it
+// A worker never blocks. While its writes under way exceed its share of
+// LogQueueBytes it
 // takes no proposals into the log and drops AppendEntries that carry entries
 // (Raft repairs), but ticks and heartbeats go on.
 //

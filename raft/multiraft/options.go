@@ -56,7 +56,7 @@ type Limits struct {
 	NodeBytes        int64 // the same for all groups of the node; 256 MiB
 	ReadsMax         int64 // reads not yet answered, all groups; 100,000. Beyond: ErrBusy
 	InboxBytes       int64 // messages a worker has not stepped yet; 64 MiB. Beyond: dropped
-	LogQueueBytes    int64 // a worker's writes not yet durable; 24 MiB. Beyond: no new entries
+	LogQueueBytes    int64 // writes not yet durable, all workers; 32 MiB, half of what the log store queues. Beyond: no new entries
 	UnappliedBytes   int   // entries a core hands out ahead of apply; 8 MiB
 	ApplyBatchBytes  int   // entries in one batch of the state store; 1 MiB
 	CampaignsMax     int   // campaigns of a worker at once, when it starts them itself; 64
@@ -71,7 +71,7 @@ func (l Limits) withDefaults() Limits {
 	setDefault(&l.NodeBytes, 256<<20)
 	setDefault(&l.ReadsMax, 100_000)
 	setDefault(&l.InboxBytes, 64<<20)
-	setDefault(&l.LogQueueBytes, 24<<20)
+	setDefault(&l.LogQueueBytes, 32<<20)
 	setDefault(&l.UnappliedBytes, 8<<20)
 	setDefault(&l.ApplyBatchBytes, 1<<20)
 	setDefault(&l.CampaignsMax, 64)

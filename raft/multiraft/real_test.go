@@ -34,6 +34,7 @@ type clusterNode struct {
 	c      *cluster
 	id     raft.NodeID
 	fs     vfs.FS
+	dir    string
 	addr   string
 	boot   uint64
 	log    *logstore.Store
@@ -75,9 +76,15 @@ func (m *lockedTally) look() (count, hash uint64) {
 }
 
 func newCluster(t testing.TB, n int, tune func(*Options)) *cluster {
+	return newClusterOn(t, n, tune, func(int) (vfs.FS, string) { return vfs.NewMem(), "" })
+}
+
+// newClusterOn puts each node's stores where disk says.
+func newClusterOn(t testing.TB, n int, tune func(*Options), disk func(i int) (vfs.FS, string)) *cluster {
 	c := &cluster{t: t, tune: tune}
 	for i := range n {
-		c.nodes = append(c.nodes, &clusterNode{c: c, id: raft.NodeID(i + 1), fs: vfs.NewMem()})
+		fs, dir := disk(i)
+		c.nodes = append(c.nodes, &clusterNode{c: c, id: raft.NodeID(i + 1), fs: fs, dir: dir})
 	}
 	for i := range n {
 		c.start(i + 1)
@@ -106,9 +113,9 @@ func (c *cluster) start(id int) {
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
 	fatal := func(err error) { c.t.Errorf("node %d: %v", id, err) }
 	var err error
-	n.log, err = logstore.Open(logstore.Options{Dir: "log", FS: n.fs, OnFatal: fatal, Logger: logger})
+	n.log, err = logstore.Open(logstore.Options{Dir: n.fs.PathJoin(n.dir, "log"), FS: n.fs, OnFatal: fatal, Logger: logger})
 	c.must(err)
-	n.states, err = statestore.Open(statestore.Options{Dir: "state", FS: n.fs, OnFatal: fatal, Logger: logger, OnFlushed: func() {
+	n.states, err = statestore.Open(statestore.Options{Dir: n.fs.PathJoin(n.dir, "state"), FS: n.fs, OnFatal: fatal, Logger: logger, OnFlushed: func() {
 		if n.host != nil {
 			n.host.Flushed()
 		}

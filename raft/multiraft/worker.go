@@ -197,7 +197,9 @@ func (w *worker) takeMessages(messages []arrived) {
 }
 
 // full says that the disk is behind: the log takes no new entries for now.
-func (w *worker) full() bool { return w.unsynced > w.h.opts.Limits.LogQueueBytes }
+func (w *worker) full() bool {
+	return w.unsynced > w.h.opts.Limits.LogQueueBytes/int64(len(w.h.workers))
+}
 
 func carriesEntries(m *raft.Message) bool {
 	a, ok := m.Body.(*raft.AppendEntries)

@@ -203,7 +203,8 @@ func TestWhatCannotBeAppliedStopsTheHost(t *testing.T) {
 	n := w.nodes[1]
 	w.until("it leads", func() bool { _, _, ok := n.host.Leader(2); return ok })
 	var got []error
-	for _, c := range []string{"fine", "poison"} {
+	n.host.opts.Limits.ApplyBatchBytes, n.host.opts.Limits.EntryBytes = 1, 1 // one entry, one batch each
+	for _, c := range []string{"poison", "behind"} {
 		n.host.Propose(2, []byte(c), func(r Result) { got = append(got, r.Err) })
 	}
 	w.until("both are answered", func() bool { return len(got) == 2 })

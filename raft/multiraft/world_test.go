@@ -102,7 +102,6 @@ type worldNode struct {
 	boot   uint64
 	noSync bool // the disk stands still
 	tally  map[raft.GroupID]*tally
-	fatal  error
 	gone   []raft.ReplicaKey
 }
 
