@@ -105,7 +105,6 @@ func (e *batchEncoder) release() {
 		for _, entry := range f.body.Entries {
 			entry.Data = nil
 		}
-		f.body.Entries = nil
 	}
 	clear(e.batch.Messages)
 	e.batch.Envelope = nil

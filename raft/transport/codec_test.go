@@ -163,6 +163,30 @@ func TestCodecDropsWhatIsMalformed(t *testing.T) {
 	}
 }
 
+func TestEnvelopeCheck(t *testing.T) {
+	self := Identity{ClusterID: "ours", Self: 2, Boot: 1}
+	good := envelope{clusterID: "ours", from: 1, to: 2, boot: 5}
+	if err := good.check(self); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*envelope){
+		"another cluster":         func(e *envelope) { e.clusterID = "theirs" },
+		"no cluster":              func(e *envelope) { e.clusterID = "" },
+		"another recipient":       func(e *envelope) { e.to = 3 },
+		"no recipient":            func(e *envelope) { e.to = 0 },
+		"this node as the sender": func(e *envelope) { e.from = 2 },
+		"no sender":               func(e *envelope) { e.from = 0 },
+		"no boot":                 func(e *envelope) { e.boot = 0 },
+		"nothing at all":          func(e *envelope) { *e = envelope{} },
+	} {
+		bad := good
+		spoil(&bad)
+		if bad.check(self) == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
 func FuzzDecodeBatch(f *testing.F) {
 	var e batchEncoder
 	every, err := proto.Marshal(e.encode(envelope{clusterID: "c", from: 1, to: 2, boot: 3}.encode(), everyMessage()))

@@ -72,6 +72,17 @@ func (n *testNode) installs() <-chan installed {
 	return out
 }
 
+// await receives, within patience.
+func await[T any](t testing.TB, ch <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-ch:
+	case <-time.After(patience):
+		t.Fatal("nothing came")
+	}
+	return v
+}
+
 func (r *recorder) onSnapshot(fn func(context.Context, raft.NodeID, SnapshotHeader, func() ([]byte, error)) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,10 +94,10 @@ func TestSnapshotArrivesWhole(t *testing.T) {
 	results := b.installs()
 	for _, count := range []int{0, 1, 20} {
 		next, whole := pieces(count, 100_000)
-		if err := a.SendSnapshot(t.Context(), 2, testHeader(), next); err != nil {
+		if err := a.SendSnapshot(deadlined(t), 2, testHeader(), next); err != nil {
 			t.Fatal(err)
 		}
-		got := <-results
+		got := await(t, results)
 		if !bytes.Equal(got.data, whole) {
 			t.Errorf("%d chunks: %d bytes arrived, not the %d sent", count, len(got.data), len(whole))
 		}
@@ -113,7 +124,7 @@ func TestSnapshotSurvivesBrokenStreams(t *testing.T) {
 	results := b.installs()
 	next, whole := pieces(60, 50_000)
 	sent := 0
-	err := a.SendSnapshot(t.Context(), 2, testHeader(), func() ([]byte, error) {
+	err := a.SendSnapshot(deadlined(t), 2, testHeader(), func() ([]byte, error) {
 		if sent++; sent%20 == 10 {
 			network.cut()
 		}
@@ -122,7 +133,7 @@ func TestSnapshotSurvivesBrokenStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := <-results; !bytes.Equal(got.data, whole) {
+	if got := await(t, results); !bytes.Equal(got.data, whole) {
 		t.Errorf("%d bytes arrived, not the %d sent", len(got.data), len(whole))
 	}
 	if a.Stats().SnapshotsResumed < 3 || b.Stats().SnapshotsResumed < 3 {
@@ -141,7 +152,7 @@ func TestSnapshotOutcomes(t *testing.T) {
 			return errors.New("have a newer one")
 		})
 		next, _ := pieces(50, 100_000)
-		err := a.SendSnapshot(t.Context(), 2, testHeader(), next)
+		err := a.SendSnapshot(deadlined(t), 2, testHeader(), next)
 		if !errors.Is(err, ErrSnapshotRefused) || !bytes.Contains([]byte(err.Error()), []byte("have a newer one")) {
 			t.Errorf("%v, want the handler's refusal", err)
 		}
@@ -152,7 +163,7 @@ func TestSnapshotOutcomes(t *testing.T) {
 			return err
 		})
 		next, _ := pieces(5, 1000)
-		if err := a.SendSnapshot(t.Context(), 2, testHeader(), next); !errors.Is(err, ErrSnapshotRefused) {
+		if err := a.SendSnapshot(deadlined(t), 2, testHeader(), next); !errors.Is(err, ErrSnapshotRefused) {
 			t.Errorf("%v: half a snapshot counts as installed", err)
 		}
 	})
@@ -160,7 +171,7 @@ func TestSnapshotOutcomes(t *testing.T) {
 		results := b.installs()
 		next, _ := pieces(5, 1000)
 		broken, calls := errors.New("disk"), 0
-		err := a.SendSnapshot(t.Context(), 2, testHeader(), func() ([]byte, error) {
+		err := a.SendSnapshot(deadlined(t), 2, testHeader(), func() ([]byte, error) {
 			if calls++; calls == 4 {
 				return nil, broken
 			}
@@ -169,7 +180,7 @@ func TestSnapshotOutcomes(t *testing.T) {
 		if !errors.Is(err, broken) {
 			t.Errorf("%v, want the source's error", err)
 		}
-		if got := <-results; !errors.Is(got.err, ErrSnapshotBroken) {
+		if got := await(t, results); !errors.Is(got.err, ErrSnapshotBroken) {
 			t.Errorf("the receiver's handler saw %v after %d bytes", got.err, len(got.data))
 		}
 	})
@@ -187,26 +198,26 @@ func TestSnapshotOutcomes(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%v, want canceled", err)
 		}
-		if got := <-results; !errors.Is(got.err, ErrSnapshotBroken) {
+		if got := await(t, results); !errors.Is(got.err, ErrSnapshotBroken) {
 			t.Errorf("the receiver's handler saw %v", got.err)
 		}
 	})
 	t.Run("chunk too large", func(t *testing.T) {
 		b.installs()
 		next, _ := pieces(1, SnapshotChunkBytesMax+1)
-		if err := a.SendSnapshot(t.Context(), 2, testHeader(), next); !errors.Is(err, ErrSnapshotTooLarge) {
+		if err := a.SendSnapshot(deadlined(t), 2, testHeader(), next); !errors.Is(err, ErrSnapshotTooLarge) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("unknown peer", func(t *testing.T) {
-		if err := a.SendSnapshot(t.Context(), 9, testHeader(), nil); !errors.Is(err, ErrUnknownPeer) {
+		if err := a.SendSnapshot(deadlined(t), 9, testHeader(), nil); !errors.Is(err, ErrUnknownPeer) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("nobody there", func(t *testing.T) {
 		a.SetAddr(5, "127.0.0.1:1")
 		next, _ := pieces(1, 10)
-		if err := a.SendSnapshot(t.Context(), 5, testHeader(), next); !errors.Is(err, ErrSnapshotBroken) {
+		if err := a.SendSnapshot(deadlined(t), 5, testHeader(), next); !errors.Is(err, ErrSnapshotBroken) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -214,7 +225,7 @@ func TestSnapshotOutcomes(t *testing.T) {
 		results := b.installs()
 		next, _ := pieces(100, 1000)
 		calls := 0
-		err := a.SendSnapshot(t.Context(), 2, testHeader(), func() ([]byte, error) {
+		err := a.SendSnapshot(deadlined(t), 2, testHeader(), func() ([]byte, error) {
 			if calls++; calls == 50 {
 				b.stop()
 				again := startNode(t, nodeSpec{id: 2, boot: 2, addr: b.addr})
@@ -226,7 +237,7 @@ func TestSnapshotOutcomes(t *testing.T) {
 		if !errors.Is(err, ErrSnapshotBroken) {
 			t.Errorf("%v, want broken", err)
 		}
-		if got := <-results; got.err == nil {
+		if got := await(t, results); got.err == nil {
 			t.Error("the old process installed a part")
 		}
 	})
@@ -241,7 +252,7 @@ func TestSnapshotSenderThatVanishes(t *testing.T) {
 	next, _ := pieces(100, 1000)
 	calls := 0
 	done := make(chan error, 1)
-	a.SendSnapshot(t.Context(), 2, testHeader(), func() ([]byte, error) {
+	a.SendSnapshot(deadlined(t), 2, testHeader(), func() ([]byte, error) {
 		if calls++; calls == 50 {
 			go func() { a.stop(); done <- nil }()
 			eventually(t, "b misses a", func() bool { return !b.Alive(1) })
@@ -249,7 +260,7 @@ func TestSnapshotSenderThatVanishes(t *testing.T) {
 		return next()
 	})
 	<-done
-	if got := <-results; !errors.Is(got.err, ErrSnapshotBroken) {
+	if got := await(t, results); !errors.Is(got.err, ErrSnapshotBroken) {
 		t.Errorf("the handler saw %v", got.err)
 	}
 	eventually(t, "the slot is free", func() bool { return b.Stats().SnapshotsTakenIn == 0 })
@@ -271,11 +282,11 @@ func TestSnapshotLimits(t *testing.T) {
 	first := make(chan error, 1)
 	go func() {
 		next, _ := pieces(3, 1000)
-		first <- a.SendSnapshot(t.Context(), 2, testHeader(), next)
+		first <- a.SendSnapshot(deadlined(t), 2, testHeader(), next)
 	}()
 	<-begun
 	next, _ := pieces(3, 1000)
-	if err := c.SendSnapshot(t.Context(), 2, testHeader(), next); !errors.Is(err, ErrSnapshotBusy) {
+	if err := c.SendSnapshot(deadlined(t), 2, testHeader(), next); !errors.Is(err, ErrSnapshotBusy) {
 		t.Errorf("a second snapshot: %v, want busy", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -287,15 +298,56 @@ func TestSnapshotLimits(t *testing.T) {
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	if err := a.SendSnapshot(t.Context(), 3, testHeader(), next); err != nil {
+	if err := a.SendSnapshot(deadlined(t), 3, testHeader(), next); err != nil {
 		t.Errorf("after the slot is free: %v", err)
+	}
+}
+
+func deadlined(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// A transfer whose stream broke holds a slot while it waits for its sender; it
+// makes room for one whose sender is there.
+func TestSnapshotWithoutASenderMakesRoom(t *testing.T) {
+	a, c := startNode(t, nodeSpec{id: 1}), startNode(t, nodeSpec{id: 3})
+	b := startNode(t, nodeSpec{id: 2, change: func(o *Options) {
+		o.Limits.SnapshotReceivesMax = 1
+		o.Timing.SnapshotGrace = time.Hour
+	}})
+	meet(t, a, b, c)
+	awaitUp(t, a, b, c)
+	results := b.installs()
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := flotillav1.NewBulkClient(a.peer(2).currentLine().bulk).Snapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := testHeader()
+	stream.Send(&flotillav1.SnapshotChunk{Envelope: a.envelopeTo(2), Header: header.encode(), Transfer: 1})
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	eventually(t, "another gets in", func() bool {
+		next, _ := pieces(1, 10)
+		err := c.SendSnapshot(deadlined(t), 2, testHeader(), next)
+		if err != nil && !errors.Is(err, ErrSnapshotBusy) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	if first := await(t, results); !errors.Is(first.err, ErrSnapshotBroken) {
+		t.Errorf("the first ended with %v", first.err)
 	}
 }
 
 // bulkStream speaks the protocol by hand.
 func bulkStream(t *testing.T, from, to *testNode) snapshotClient {
 	t.Helper()
-	stream, err := flotillav1.NewBulkClient(from.peer(to.id).currentLine().bulk).Snapshot(t.Context())
+	stream, err := flotillav1.NewBulkClient(from.peer(to.id).currentLine().bulk).Snapshot(deadlined(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +377,7 @@ func TestSnapshotDamagedOnTheWay(t *testing.T) {
 			stream.Send(good(0))
 			stream.Send(good(0)) // a repetition does no harm
 			stream.Send(c.second)
-			got := <-results
+			got := await(t, results)
 			if !errors.Is(got.err, ErrSnapshotDamaged) {
 				t.Errorf("the handler saw %v after %q", got.err, got.data)
 			}
@@ -404,7 +456,7 @@ func TestSnapshotRate(t *testing.T) {
 	b.installs()
 	next, _ := pieces(8, 64<<10)
 	begun := time.Now()
-	if err := a.SendSnapshot(t.Context(), 2, testHeader(), next); err != nil {
+	if err := a.SendSnapshot(deadlined(t), 2, testHeader(), next); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(begun); took < 300*time.Millisecond {

@@ -129,6 +129,21 @@ func TestResetConnectionIsADeathAtOnce(t *testing.T) {
 	eventually(t, "the reset is noticed", func() bool { return a.eventLine() == "up 2/1, down 2" })
 }
 
+// The peer's stream to us may be the only one that tells.
+func TestResetOfTheirConnectionIsADeath(t *testing.T) {
+	slow := func(o *Options) { o.Timing.SuspectAfter = time.Hour }
+	var network faultyNet
+	a := startNode(t, nodeSpec{id: 1, change: func(o *Options) { slow(o); o.Dial = network.dial }})
+	b := startNode(t, nodeSpec{id: 2, change: slow})
+	meet(t, a, b)
+	awaitUp(t, a, b)
+	network.refuse(true)
+	network.cut() // a's connections; b's own stand
+	eventually(t, "b notices", func() bool { return b.eventLine() == "up 1/1, down 1" })
+	network.refuse(false)
+	eventually(t, "b sees a again", func() bool { return b.eventLine() == "up 1/1, down 1, up 1/1" })
+}
+
 func TestSilenceIsADeath(t *testing.T) {
 	var network faultyNet
 	a := startNode(t, nodeSpec{id: 1, change: func(o *Options) { o.Dial = network.dial }})
