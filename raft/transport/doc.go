@@ -46,8 +46,8 @@
 // when the peer goes down, and whenever a Send to a peer that is not up has
 // been blocked for SuspectAfter. A peer that is up and slow is waited for;
 // meanwhile its queue drops the oldest. The connection to a peer that fell
-// silent is closed, so that the way back is a new one and not TCP's next
-// retransmission.
+// silent, or does not come up over it, is closed, so that the way back is a new
+// one and not TCP's next retransmission.
 //
 // # Liveness
 //
@@ -79,6 +79,12 @@
 // SnapshotGrace in the middle of its reading. Neither a restart of the sender
 // nor one of the receiver is bridged: the transfer then fails and Raft begins
 // another. A damaged or unexpected chunk ends the transfer on both sides.
+//
+// # In memory
+//
+// [Memory] is a network with the same surface for simulations, without sockets,
+// goroutines or a clock of its own, and with faults for each directed pair. It
+// shares the codec and the liveness rules with the real one.
 //
 // # Deviations
 //

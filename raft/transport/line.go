@@ -42,6 +42,7 @@ type line struct {
 	sendingSince time.Time // of the Send that is under way; zero: none is
 	complaint    string    // what was last logged
 	socket       net.Conn  // of conn, the latest; nil: none, or hung up
+	socketSince  time.Time
 }
 
 func (t *Transport) newLine(p *peer, addr string) (*line, error) {
@@ -65,16 +66,16 @@ func (l *line) dial(ctx context.Context, addr string) (net.Conn, error) {
 	socket, err := l.t.opts.Dial(ctx, addr)
 	if err == nil {
 		l.mu.Lock()
-		l.socket = socket
+		l.socket, l.socketSince = socket, l.t.opts.Clock()
 		l.mu.Unlock()
 	}
 	return socket, err
 }
 
-// hangUp closes the first connection of a peer that fell silent. It may be half
-// open, and TCP would notice only after its retransmissions, which grow rarer
-// the longer the network is away; a new attempt is answered as soon as it is
-// back.
+// hangUp closes the first connection to a peer that fell silent, or that will
+// not come up over it. It may be half open, and TCP would notice only after its
+// retransmissions, which grow rarer the longer the network is away; a new
+// attempt is answered as soon as it is back.
 func (l *line) hangUp() {
 	l.mu.Lock()
 	socket := l.socket
@@ -305,20 +306,26 @@ func (l *line) setSendingSince(now time.Time) {
 
 // suspect is called for a peer that is not up. It cancels the stream of
 // messages, now if the peer just went down, or when its Send has been blocked
-// for too long: a peer that is up may be slow.
+// for too long: a peer that is up may be slow. It hangs up if the peer just
+// went down, or the connection has had hangUpAfter to bring it up.
 func (l *line) suspect(now time.Time, wentDown bool, suspectAfter time.Duration) {
 	l.mu.Lock()
 	cancel := l.cancelSend
 	blocked := !l.sendingSince.IsZero() && now.Sub(l.sendingSince) > suspectAfter
+	useless := now.Sub(l.socketSince) > hangUpAfter*suspectAfter
 	l.mu.Unlock()
 	if cancel != nil && (wentDown || blocked) {
 		cancel()
 		l.t.count.streamsCancelled.Add(1)
 	}
-	if wentDown {
+	if wentDown || useless {
 		l.hangUp()
 	}
 }
+
+// hangUpAfter is the age, in SuspectAfters, at which a connection to a peer that
+// is not up is given up for a new one.
+const hangUpAfter = 4
 
 // sendPings runs one stream of pings until it breaks. The first goes out at
 // once.

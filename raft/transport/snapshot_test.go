@@ -463,3 +463,11 @@ func TestSnapshotRate(t *testing.T) {
 		t.Errorf("512 KiB at 1 MiB/s took %v", took)
 	}
 }
+
+// readInto is an install that leaves in got what it read.
+func readInto(got *[]byte) func(context.Context, raft.NodeID, SnapshotHeader, func() ([]byte, error)) error {
+	return func(_ context.Context, _ raft.NodeID, _ SnapshotHeader, next func() ([]byte, error)) (err error) {
+		*got, err = readAll(next)
+		return err
+	}
+}

@@ -177,6 +177,24 @@ func TestHalfOpenConnections(t *testing.T) {
 	eventually(t, "messages flow again", func() bool { return b.got(1) > 0 })
 }
 
+// One that learns of the other's death by a reset, and not by silence, has a
+// half-open connection of its own to give up.
+func TestHalfOpenAfterAReset(t *testing.T) {
+	var ofA, ofB faultyNet
+	a := startNode(t, nodeSpec{id: 1, change: func(o *Options) { o.Dial = ofA.dial }})
+	b := startNode(t, nodeSpec{id: 2, change: func(o *Options) { o.Dial = ofB.dial }})
+	meet(t, a, b)
+	awaitUp(t, a, b)
+	begun := time.Now()
+	ofB.strand()
+	ofA.cut()
+	eventually(t, "b notices", func() bool { return b.eventLine() == "up 1/1, down 1" })
+	awaitUp(t, a, b)
+	if took := time.Since(begun); took > keepaliveTime*3/4 {
+		t.Errorf("apart for %v", took)
+	}
+}
+
 // A peer is alive only if it hears us: here b can send to a, but a cannot reach
 // b.
 func TestOneWayIsNotAlive(t *testing.T) {
