@@ -213,6 +213,11 @@ func (n *Node) openDoors() error {
 			n.fail(fmt.Errorf("the gRPC door has closed: %w", err))
 		}
 	})
+	n.running.Go(func() {
+		if err := n.resp.Serve(); err != nil && ctx.Err() == nil {
+			n.fail(fmt.Errorf("the RESP door has closed: %w", err))
+		}
+	})
 	n.running.Go(func() { n.followMap(ctx) })
 	n.running.Go(func() { n.followHealth(ctx) })
 	n.ctrl.Start()
