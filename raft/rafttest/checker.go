@@ -6,6 +6,19 @@ import (
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
+// Violation says which property did not hold, and where.
+type Violation struct {
+	Property string
+	Detail   string
+}
+
+// Error names the property first.
+func (v *Violation) Error() string { return v.Property + ": " + v.Detail }
+
+func violated(property, format string, args ...any) error {
+	return &Violation{Property: property, Detail: fmt.Sprintf(format, args...)}
+}
+
 // Checker sees every step of every replica of one group and says which
 // property of the paper's figure 3 (or of this core's contract) was violated.
 type Checker struct {
@@ -137,7 +150,7 @@ func (c *Checker) written(r *Replica, w *raft.Write) error {
 		v.terms, v.chains = append(v.terms, e.Term), append(v.chains, at)
 		p := position{e.Index, e.Term}
 		if known, ok := c.chains[p]; ok && known != at {
-			return fmt.Errorf("Log Matching: replica %d has entry %d of term %d behind another log, or with other content, than others", r.Member.Replica, e.Index, e.Term)
+			return violated("Log Matching", "replica %d has entry %d of term %d behind another log, or with other content, than others", r.Member.Replica, e.Index, e.Term)
 		}
 		c.chains[p] = at
 	}
@@ -208,10 +221,10 @@ func (c *Checker) handedOut(r *Replica, e *raft.Entry) error {
 func (c *Checker) applied(r *Replica) error {
 	i := r.Machine.Applied
 	if i > c.Committed() {
-		return fmt.Errorf("State Machine Safety: replica %d applies entry %d, which nobody has committed", r.Member.Replica, i)
+		return violated("State Machine Safety", "replica %d applies entry %d, which nobody has committed", r.Member.Replica, i)
 	}
 	if c.committed[i-1].chain != r.Machine.Chain {
-		return fmt.Errorf("State Machine Safety: replica %d has another state at index %d", r.Member.Replica, i)
+		return violated("State Machine Safety", "replica %d has another state at index %d", r.Member.Replica, i)
 	}
 	return nil
 }
@@ -255,12 +268,12 @@ func (c *Checker) checkLeader(r *Replica, before, now *observation) error {
 	id := r.Member.Replica
 	if before.role == raft.Leader && before.term == now.term {
 		if had, ok := r.view.chainAt(before.last); now.last < before.last || ok && had != before.chain {
-			return fmt.Errorf("Leader Append-Only: leader %d of term %d changed its log, which was %d long", id, now.term, before.last)
+			return violated("Leader Append-Only", "leader %d of term %d changed its log, which was %d long", id, now.term, before.last)
 		}
 		return nil
 	}
 	if other := c.leaders[now.term]; other != nil {
-		return fmt.Errorf("Election Safety: replicas %d and %d lead term %d", other.leader, id, now.term)
+		return violated("Election Safety", "replicas %d and %d lead term %d", other.leader, id, now.term)
 	}
 	c.leaders[now.term] = &reign{leader: id, log: r.view.copy()}
 	c.terms = append(c.terms, now.term)
@@ -283,7 +296,7 @@ func (c *Checker) hasCommitted(t raft.Term, i raft.Index) error {
 		return nil
 	}
 	if have, ok := g.log.chainAt(i); !ok || have != c.committed[i-1].chain {
-		return fmt.Errorf("Leader Completeness: leader %d of term %d was elected without committed entry %d of term %d", g.leader, t, i, c.committed[i-1].term)
+		return violated("Leader Completeness", "leader %d of term %d was elected without committed entry %d of term %d", g.leader, t, i, c.committed[i-1].term)
 	}
 	return nil
 }
@@ -300,7 +313,7 @@ func (c *Checker) checkCommit(r *Replica, from raft.Index, now *observation) err
 		term := r.view.terms[i-r.view.base-1]
 		if i <= c.Committed() {
 			if c.committed[i-1].chain != at {
-				return fmt.Errorf("State Machine Safety: replica %d commits another entry %d (of term %d) than was committed (of term %d)", id, i, term, c.committed[i-1].term)
+				return violated("State Machine Safety", "replica %d commits another entry %d (of term %d) than was committed (of term %d)", id, i, term, c.committed[i-1].term)
 			}
 			continue
 		}

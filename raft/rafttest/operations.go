@@ -2,7 +2,6 @@ package rafttest
 
 import (
 	"encoding/binary"
-	"fmt"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
@@ -49,7 +48,7 @@ func (o *operations) forget(id raft.ReplicaID) {
 // end notes that an operation took effect at index.
 func (s *Sim) end(op *operation, index raft.Index, what string) {
 	if index < op.began {
-		s.fail(fmt.Errorf("Linearizability: %s %d at replica %d takes effect at %d, but one that ended before it began did at %d", what, op.id, op.replica, index, op.began))
+		s.fail(violated("Linearizability", "%s %d at replica %d takes effect at %d, but one that ended before it began did at %d", what, op.id, op.replica, index, op.began))
 	}
 	s.ops.effective = max(s.ops.effective, index)
 }

@@ -135,7 +135,7 @@ func (s *Sim) plan(duration int64) {
 	s.after(duration, s.heal)
 	s.after(duration+healedWithin, func() {
 		if !s.done {
-			s.fail(fmt.Errorf("Liveness: no progress %d ms after the faults ended: %s", int64(healedWithin), s.describe()))
+			s.fail(violated("Liveness", "no progress %d ms after the faults ended: %s", int64(healedWithin), s.describe()))
 		}
 	})
 }
