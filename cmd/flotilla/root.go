@@ -112,6 +112,8 @@ Raft groups.
 		newShardCommand(g),
 		newConfigCommand(g),
 		newEventsCommand(g),
+		newBenchCommand(g),
+		newCheckCommand(g),
 	)
 	root.AddCommand(newDataCommands(g)...)
 	return root
