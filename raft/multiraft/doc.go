@@ -60,7 +60,8 @@
 //
 //	0   version   1   1; another version stops the node
 //	1   stamp     8   unix ms: lower median of the clocks of the group's nodes
-//	                  at the leader, never below the stamp before it
+//	                  at the leader, never below that leader's stamp before it;
+//	                  state machines take the largest applied as the group's time
 //	9   count     uvarint
 //	    count times: length uvarint | command
 //

@@ -320,19 +320,19 @@ func TestASnapshotOverTheRealStoresAndTransport(t *testing.T) {
 	c.mustPropose(2, "first")
 	away := int(c.leader(2).id)%3 + 1
 	c.stop(away)
-	for range 5 {
+	// More than a leader sends ahead: what the transport still has queued for
+	// the node when it is back does not bring it up.
+	for range 100 {
 		c.mustPropose(2, "z")
 	}
 	c.until("the log is cut behind what it lacks", func() bool {
 		n := c.leader(2)
 		state, err := n.log.Load(raft.ReplicaKey{Group: 2, Replica: raft.ReplicaID(n.id)})
-		return err == nil && state.First > 5
+		return err == nil && state.First > 100
 	})
 	c.start(away)
-	c.same(2, 6)
-	if n := c.node(away).host.Stats().SnapshotsInstalled; n == 0 {
-		t.Error("no snapshot was installed")
-	}
+	c.same(2, 101)
+	c.until("it came by snapshot", func() bool { return c.node(away).host.Stats().SnapshotsInstalled > 0 })
 }
 
 func TestDrainMovesAllLeaders(t *testing.T) {
@@ -363,6 +363,8 @@ func TestDrainMovesAllLeaders(t *testing.T) {
 func TestAStalledApplyAtTheLeader(t *testing.T) {
 	c := newCluster(t, 3, func(o *Options) { o.Limits.GroupBytes = 200_000 })
 	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
 	leader := c.node(int(preferredOf(raft.Membership{Voters: []raft.Member{{Node: 1}, {Node: 2}, {Node: 3}}}, 2)))
 	leader.before = func() { <-gate }
 	c.group(2, 1, 2, 3)
@@ -395,7 +397,7 @@ func TestAStalledApplyAtTheLeader(t *testing.T) {
 	if n := answered.Load(); n != 0 {
 		t.Errorf("%d answers without an apply", n)
 	}
-	close(gate)
+	open()
 	c.until("all are answered", func() bool { return answered.Load()+busy.Load() == 1000 })
 	c.same(2, uint64(answered.Load()))
 }
@@ -405,6 +407,8 @@ func TestAStalledApplyAtTheLeader(t *testing.T) {
 func TestAStalledApplyAtAFollower(t *testing.T) {
 	c := newCluster(t, 3, func(o *Options) { o.Limits.UnappliedBytes = 50_000 })
 	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
 	follower := c.node(int(preferredOf(raft.Membership{Voters: []raft.Member{{Node: 1}, {Node: 2}, {Node: 3}}}, 2))%3 + 1)
 	follower.before = func() { <-gate }
 	c.group(2, 1, 2, 3)
@@ -423,7 +427,7 @@ func TestAStalledApplyAtAFollower(t *testing.T) {
 	if held > 200_000 {
 		t.Errorf("%d bytes are held for an apply that stands still", held)
 	}
-	close(gate)
+	open()
 	c.same(2, 100)
 }
 

@@ -139,6 +139,9 @@ func TestADiskThatStandsStill(t *testing.T) {
 	if in := w.nodes[1].host.Stats().InFlightBytes; in != 0 {
 		t.Errorf("%d bytes are still counted", in)
 	}
+	if r, _ := w.nodes[1].host.find(2); r.inFlight.Load() != 0 {
+		t.Errorf("%d bytes of the group are still counted", r.inFlight.Load())
+	}
 }
 
 func TestACutLogMakesSuspect(t *testing.T) {
@@ -195,6 +198,38 @@ func TestACrashBetweenInstallAndReset(t *testing.T) {
 	}
 	w.mustPropose(2, "last")
 	w.same(2, 32)
+}
+
+// While a snapshot is being put in place, the core takes no step whatever
+// comes: what it said of its state would not be so.
+func TestTheCoreStandsStillWhileItsStateIsReplaced(t *testing.T) {
+	w := newWorld(t, 3, func(o *Options) { o.Limits.LogKeepBytes = 1 })
+	w.group(2, 1, 1, 2, 3)
+	w.mustPropose(2, "first")
+	w.crash(3)
+	for i := range 30 {
+		w.mustPropose(2, fmt.Sprint(i))
+	}
+	w.run(3 * time.Second)
+	w.up(3)
+	n := w.nodes[3]
+	built := false
+	n.tally[2].built = func() {
+		built = true
+		r, _ := n.host.find(2)
+		before := r.core.Status()
+		n.host.HandleMessages(2, []raft.Message{{Group: 2, From: 2, To: 3, Term: before.Term + 5, Body: &raft.RequestVote{Transfer: true, LastLogIndex: 1000, LastLogTerm: before.Term}}})
+		w.now = w.now.Add(3 * time.Second)
+		r.worker.turn()
+		if after := r.core.Status(); after.Term != before.Term || after.Role != before.Role {
+			t.Errorf("the core went from %+v to %+v", before, after)
+		}
+	}
+	w.until("the snapshot is in place", func() bool { return n.host.Stats().SnapshotsInstalled == 1 })
+	if !built {
+		t.Error("not rebuilt")
+	}
+	w.same(2, 31)
 }
 
 func TestWhatCannotBeAppliedStopsTheHost(t *testing.T) {

@@ -26,23 +26,27 @@ type tally struct {
 	state  *statestore.Replica
 	count  uint64
 	hash   uint64
+	term   raft.Term
 	stamp  int64
+	last   int64  // stamp of the last command
 	before func() // called before an entry is applied, if set
+	built  func() // called when the state was restored, if set
 }
 
 func (m *tally) Apply(b *statestore.Batch, e Applied, results []any) error {
 	if m.before != nil {
 		m.before()
 	}
-	if e.Stamp < m.stamp {
-		return fmt.Errorf("stamp %d behind %d", e.Stamp, m.stamp)
+	if e.Term == m.term && e.Stamp < m.stamp {
+		return fmt.Errorf("stamp %d behind %d of the same leader", e.Stamp, m.stamp)
 	}
-	m.stamp = e.Stamp
+	m.term, m.stamp = e.Term, e.Stamp
 	for i, c := range e.Commands {
 		if bytes.Equal(c, []byte("poison")) {
 			return errors.New("poison")
 		}
 		m.count++
+		m.last = e.Stamp
 		h := fnv.New64a()
 		_ = binary.Write(h, binary.BigEndian, m.hash)
 		h.Write(c)
@@ -66,11 +70,14 @@ func (m *tally) Apply(b *statestore.Batch, e Applied, results []any) error {
 }
 
 func (m *tally) Restored(r *statestore.Replica) error {
-	m.state, m.count, m.hash, m.stamp = r, 0, 0, 0
+	m.state, m.count, m.hash, m.term, m.stamp = r, 0, 0, 0, 0
 	v, ok, err := r.Get([]byte("tally"))
 	if ok {
 		m.count, m.hash = binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])
 		m.stamp = int64(binary.BigEndian.Uint64(v[16:]))
+	}
+	if m.built != nil {
+		m.built()
 	}
 	return err
 }
@@ -100,7 +107,8 @@ type worldNode struct {
 	store  *logstore.ModelStore
 	host   *Host // nil: down
 	boot   uint64
-	noSync bool // the disk stands still
+	noSync bool          // the disk stands still
+	skew   time.Duration // how far its clock is ahead, as others see it
 	tally  map[raft.GroupID]*tally
 	gone   []raft.ReplicaKey
 }
@@ -409,7 +417,7 @@ func (n *worldNode) SendSnapshot(ctx context.Context, to raft.NodeID, h transpor
 func (n *worldNode) Alive(id raft.NodeID) bool { return id == n.id || n.w.linked(n.id, id) }
 
 func (n *worldNode) Clock(id raft.NodeID) (int64, bool) {
-	return n.w.now.UnixMilli(), n.Alive(id)
+	return n.w.now.Add(n.w.nodes[id].skew).UnixMilli(), n.Alive(id)
 }
 
 func (n *worldNode) Clocks() (clocks []int64) {
