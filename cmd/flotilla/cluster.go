@@ -195,6 +195,9 @@ func newShardCommand(g *globals) *cobra.Command {
 		Short: "Show the shard, group and leader of a key",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return usagef("the key is empty")
+			}
 			s, err := getStatus(c.Context(), g, true)
 			if err != nil {
 				return err
@@ -218,9 +221,6 @@ func newShardCommand(g *globals) *cobra.Command {
 
 // locate routes a key by the status as a client does by the map.
 func locate(s *flotillav1.ClusterStatus, key string) (locateJSON, error) {
-	if key == "" {
-		return locateJSON{}, usagef("the key is empty")
-	}
 	if s.ShardsTotal == 0 {
 		return locateJSON{}, fmt.Errorf("the cluster has no shards yet: run flotilla init")
 	}

@@ -74,7 +74,7 @@ func wantFailure(t *testing.T, args []string, words ...string) {
 func TestNoNodeAnswers(t *testing.T) {
 	port := freePorts(t, 1)[0]
 	server := fmt.Sprintf("127.0.0.1:%d", port)
-	for _, args := range [][]string{{"status"}, {"get", "k"}, {"put", "k", "v"}, {"init"}, {"shard", "list"}} {
+	for _, args := range [][]string{{"status"}, {"get", "k", "--timeout", "2s"}, {"put", "k", "v", "--timeout", "2s"}, {"init"}, {"shard", "list"}} {
 		wantFailure(t, append(args, "--server", server), "--server")
 	}
 }
@@ -91,7 +91,7 @@ func TestStartRefusals(t *testing.T) {
 		wantFailure(t, start("x", filepath.Join(t.TempDir(), "x"), c.ports[0]), "in use")
 	})
 	t.Run("data dir of a running node", func(t *testing.T) {
-		wantFailure(t, start("n1", c.dataDir(0), free), "process")
+		wantFailure(t, start("n1", c.dataDir(0), free), "in use")
 	})
 	t.Run("data dir is a file", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "file")
@@ -209,7 +209,7 @@ func TestForeignProtocols(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		conn.SetDeadline(time.Now().Add(2 * time.Second))
 		io.WriteString(conn, c.say)
 		io.Copy(io.Discard, io.LimitReader(conn, 1<<16))
 		conn.Close()
