@@ -41,7 +41,7 @@ func initCommand(shards, replicas, groups uint64) Init {
 func allUp(s *State) Observed {
 	var o Observed
 	for _, n := range s.Nodes {
-		o.Nodes = append(o.Nodes, ObservedNode{ID: n.ID, Alive: true})
+		o.Nodes = append(o.Nodes, ObservedNode{ID: n.ID, Alive: true, Ready: true})
 	}
 	for _, g := range s.Groups {
 		seen := ObservedGroup{ID: g.ID, Epoch: g.Epoch, Term: 1, Leader: g.Preferred}

@@ -480,6 +480,39 @@ func TestTransferOnRequest(t *testing.T) {
 	})
 }
 
+// TestStoppingNodeGetsNothingBack: leaderships that a stopping node has handed
+// over are not handed back to it, also when it led the config group.
+func TestStoppingNodeGetsNothingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t)
+		defer f.close()
+		nodes := []*fakeNode{f.add("a", ""), f.add("b", ""), f.add("c", "")}
+		mustInit(t, nodes[0], initRequest(16, 3, 3))
+		waitSettled(t, f, 5*time.Second, 3, 3, 16, 3)
+		f.checkLeadersEven(t)
+		time.Sleep(10 * time.Second)
+		nodes[0].controller().BeginStop()
+		f.mu.Lock()
+		for _, g := range f.groups {
+			if g.leader == 1 {
+				g.leader, g.term = 2, g.term+1
+			}
+		}
+		f.mu.Unlock()
+		f.changed()
+		for range 200 {
+			time.Sleep(100 * time.Millisecond)
+			f.mu.Lock()
+			for id, g := range f.groups {
+				if g.leader == 1 {
+					t.Errorf("group %d was handed back", id)
+				}
+			}
+			f.mu.Unlock()
+		}
+	})
+}
+
 func TestExecuteRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeCluster(t)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -47,9 +48,10 @@ type Controller struct {
 	founding  chan struct{} // has an element while somebody may change the identity
 	proposals chan struct{} // has an element for each proposal under way
 
-	stop    context.CancelFunc
-	ctx     context.Context // ends with Close
-	running sync.WaitGroup
+	stop     context.CancelFunc
+	ctx      context.Context // ends with Close
+	running  sync.WaitGroup
+	stopping atomic.Bool // BeginStop was called
 
 	mu      sync.Mutex // guards all below
 	id      Identity
@@ -102,6 +104,14 @@ func (c *Controller) Start() {
 	go func() { defer c.running.Done(); c.register(c.ctx) }()
 	go func() { defer c.running.Done(); c.maps.run(c.ctx) }()
 	go func() { defer c.running.Done(); c.reconcile(c.ctx) }()
+}
+
+// BeginStop is to be called before the node hands over its leaderships: from
+// then on its reports say that it stops, so that nothing is handed back, and
+// it reconciles no more.
+func (c *Controller) BeginStop() {
+	c.stopping.Store(true)
+	c.changed.fire()
 }
 
 // Close stops what Start began, ends the watches and waits.

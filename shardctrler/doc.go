@@ -55,7 +55,8 @@
 //	}
 //	ctrl.Start()
 //	...
-//	ctrl.Close() // before the host is closed
+//	ctrl.BeginStop() // before host.Drain hands over the leaderships
+//	ctrl.Close()     // before the host is closed
 //
 // The node implements [Home]: Found and Adopt write the identity, open the
 // host, and return OverMultiraft(host); Found also starts replica 1 of group 1

@@ -37,6 +37,9 @@ type ObservedNode struct {
 	Alive bool
 	// Silent is for how long it has not been heard of; 0 if Alive.
 	Silent time.Duration
+	// Ready: its last report said that it serves all it should. A node that
+	// starts or stops is not.
+	Ready bool
 }
 
 // ObservedGroup is what a group's leader reports.
@@ -48,7 +51,8 @@ type ObservedGroup struct {
 	Joint  bool
 	// Members ascending by replica, with how far each lags.
 	Members []ObservedMember
-	// Hold: a transfer failed lately; leave the leader where it is for now.
+	// Hold: the leader is new, or a transfer failed lately; leave it where it is
+	// for now.
 	Hold bool
 }
 
@@ -283,7 +287,7 @@ func (p *planner) shouldTransfer(g Group, seen ObservedGroup) bool {
 	if g.Preferred == 0 || seen.Leader == 0 || seen.Leader == g.Preferred || seen.Joint || seen.Hold || seen.Epoch != g.Epoch {
 		return false
 	}
-	if !isSite(p.live, g.Preferred) {
+	if !isSite(p.live, g.Preferred) || !p.heard(g.Preferred).Ready {
 		return false
 	}
 	return slices.ContainsFunc(seen.Members, func(m ObservedMember) bool {

@@ -382,6 +382,11 @@ func TestLeadersAreTransferredWhenSafe(t *testing.T) {
 				s.Members[i].Lag = transferLagMax + 1
 			}
 		}),
+		"not ready": observe(func(o *Observed, _ *ObservedGroup) {
+			for i := range o.Nodes {
+				o.Nodes[i].Ready = false
+			}
+		}),
 		"not heard of": observe(func(o *Observed, _ *ObservedGroup) {
 			for i := range o.Nodes {
 				if o.Nodes[i].ID == g.Preferred {

@@ -29,7 +29,7 @@ func (c *Controller) reconcile(ctx context.Context) {
 	for ctx.Err() == nil {
 		news := c.news()
 		at, leads := c.leads()
-		if !leads {
+		if !leads || c.stopping.Load() {
 			c.setWaits(nil)
 			c.sleep(ctx, lookEvery, news)
 			continue
@@ -78,7 +78,7 @@ func (c *Controller) reign(ctx context.Context, r *reign) {
 func (r *reign) turn(ctx context.Context) bool {
 	changed, news, wake := r.machine.Changed(), r.c.news(), r.wake.wait()
 	st, hosted := r.host.Status(raft.ConfigGroup)
-	if at, leads := r.c.leads(); !leads || at != r.leading || !hosted {
+	if at, leads := r.c.leads(); !leads || at != r.leading || !hosted || r.c.stopping.Load() {
 		return false
 	}
 	state := r.machine.State()
@@ -253,6 +253,7 @@ func (r *reign) observe(now time.Time, s *State, st GroupStatus) Observed {
 	var o Observed
 	for _, n := range s.Nodes {
 		o.Nodes = append(o.Nodes, r.heardOf(now, n))
+		o.Nodes[len(o.Nodes)-1].Ready = isReady(reports, n.ID)
 	}
 	groups := make(map[raft.GroupID]ObservedGroup)
 	for _, rep := range reports {
@@ -270,6 +271,12 @@ func (r *reign) observe(now time.Time, s *State, st GroupStatus) Observed {
 	}
 	slices.SortFunc(o.Groups, func(a, b ObservedGroup) int { return compare(a.ID, b.ID) })
 	return o
+}
+
+// isReady tells whether a node's last report says that it is ready.
+func isReady(reports []report, node raft.NodeID) bool {
+	i := slices.IndexFunc(reports, func(r report) bool { return r.node == node })
+	return i >= 0 && reports[i].report.GetReady()
 }
 
 // heardOf counts a node as alive until it has been silent for a while; one

@@ -22,6 +22,11 @@ const (
 	resend = 500 * time.Millisecond
 	// transferPatience: a transfer that was not taken for so long is given up.
 	transferPatience = 5 * time.Second
+	// transferSettle: a leader that is newer than this is left alone: elections
+	// may still be going on, or a node that stops is handing over. It is longer
+	// than observeEvery, so that the preferred node has since said whether it is
+	// ready.
+	transferSettle = 3 * time.Second
 	// transferHold: after a transfer that failed, or did not last, the group's
 	// leader is left alone for so long.
 	transferHold = 30 * time.Second
@@ -34,6 +39,14 @@ const (
 type reconciler struct {
 	attempts map[OperationID]*attempt
 	holds    map[raft.GroupID]time.Time // no transfer before
+	leaders  map[raft.GroupID]leadership
+}
+
+// leadership is who leads a group, and since when it is known here.
+type leadership struct {
+	leader raft.NodeID
+	term   raft.Term
+	since  time.Time
 }
 
 // attempt is what is remembered of sending an operation.
@@ -84,7 +97,11 @@ type send struct {
 }
 
 func newReconciler() *reconciler {
-	return &reconciler{attempts: make(map[OperationID]*attempt), holds: make(map[raft.GroupID]time.Time)}
+	return &reconciler{
+		attempts: make(map[OperationID]*attempt),
+		holds:    make(map[raft.GroupID]time.Time),
+		leaders:  make(map[raft.GroupID]leadership),
+	}
 }
 
 // turn is one step.
@@ -203,17 +220,24 @@ func observations(s *State, o Observed) []Command {
 
 // withHolds marks the groups whose leader is to be left alone.
 func (r *reconciler) withHolds(in turnInput) Observed {
-	if len(r.holds) == 0 {
-		return in.observed
-	}
 	o := in.observed
 	o.Groups = slices.Clone(o.Groups)
 	for i := range o.Groups {
-		if _, held := r.holds[o.Groups[i].ID]; held {
-			o.Groups[i].Hold = true
-		}
+		g := &o.Groups[i]
+		_, held := r.holds[g.ID]
+		g.Hold = g.Hold || held || !r.settled(in.now, *g)
 	}
 	return o
+}
+
+// settled tells whether a group has had its leader for long enough.
+func (r *reconciler) settled(now time.Time, g ObservedGroup) bool {
+	l := r.leaders[g.ID]
+	if l.leader != g.Leader || l.term != g.Term {
+		l = leadership{g.Leader, g.Term, now}
+		r.leaders[g.ID] = l
+	}
+	return now.Sub(l.since) >= transferSettle
 }
 
 // send starts the attempts that are due.

@@ -136,6 +136,16 @@ func TestTransferIsGivenUpAndHeld(t *testing.T) {
 	}
 	r := newReconciler()
 	now := time.UnixMilli(run.state.Time)
+	// A leader that is new is left alone; its term counts, too.
+	if out := r.turn(turnInput{now: now, state: run.state, observed: o}); len(out.commands) != 0 {
+		t.Fatalf("at once: %+v", out.commands)
+	}
+	now = now.Add(transferSettle)
+	o.Groups[1].Term++
+	if out := r.turn(turnInput{now: now, state: run.state, observed: o}); len(out.commands) != 0 {
+		t.Fatalf("in a new term at once: %+v", out.commands)
+	}
+	now = now.Add(transferSettle)
 	out := r.turn(turnInput{now: now, state: run.state, observed: o})
 	run.apply(out.commands[0])
 	now = time.UnixMilli(run.state.Time)

@@ -33,6 +33,9 @@ func (c *Controller) GetNodeReport(_ context.Context, r *flotillav1.GetNodeRepor
 		}
 	}
 	report.Ready, report.WaitingFor = c.options.Ready()
+	if c.stopping.Load() {
+		report.Ready, report.WaitingFor = false, []string{"the node is stopping"}
+	}
 	return report, nil
 }
 
