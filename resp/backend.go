@@ -14,7 +14,8 @@ type Backend interface {
 	// numbers and retries are the backend's; so is giving up after
 	// Request.timeout_ms. The request and its bytes are the backend's until
 	// done is called. Submit does not block for long: the door bounds what a
-	// connection has under way.
+	// connection has under way. An error may tell by a method Code what kind of
+	// failure it is; without one the outcome is taken to be unknown.
 	Submit(req *flotillav1.Request, done func(*flotillav1.Response, error))
 	// Map is the newest shard map known, nil before there is one.
 	Map() *shardmap.Map
@@ -30,8 +31,8 @@ type Info struct {
 	Keys      int64 // an estimate, of the whole cluster
 }
 
-// codeOf tells the kind of an error by its Code method, for a Backend whose
-// errors have one. Any other error leaves the outcome open.
+// codeOf is the kind of an error of Submit, by its method Code; the client's
+// errors have it. Any other error leaves the outcome open.
 func codeOf(err error) flotillav1.Code {
 	var coded interface{ Code() flotillav1.Code }
 	if errors.As(err, &coded) {
@@ -40,26 +41,23 @@ func codeOf(err error) flotillav1.Code {
 	return flotillav1.Code_UNKNOWN
 }
 
-// errorCodes says what kind of failure an error of Submit is.
-type errorCodes func(error) flotillav1.Code
-
-// code is the kind of a request's answer.
-func (k errorCodes) code(resp *flotillav1.Response, err error) flotillav1.Code {
+// answerCode is the kind of a request's answer.
+func answerCode(resp *flotillav1.Response, err error) flotillav1.Code {
 	switch {
 	case err != nil:
-		return k(err)
+		return codeOf(err)
 	case resp == nil:
 		return flotillav1.Code_UNKNOWN
 	}
 	return resp.Code
 }
 
-// fault turns a request's failure into an error line as Redis clients
+// faultText turns a request's failure into an error line as Redis clients
 // understand them, "" if it did not fail. CLUSTERDOWN and TRYAGAIN promise
 // that nothing was done and clients may retry on them; where that is not known
 // the text begins with ERR, which clients hand to their caller.
-func (k errorCodes) fault(resp *flotillav1.Response, err error) string {
-	code, message := k.code(resp, err), resp.GetMessage()
+func faultText(resp *flotillav1.Response, err error) string {
+	code, message := answerCode(resp, err), resp.GetMessage()
 	if err != nil {
 		message = err.Error()
 	}

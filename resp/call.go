@@ -39,7 +39,7 @@ func (j *job) callAll(requests []*flotillav1.Request) ([]*flotillav1.Response, b
 	for i, req := range requests {
 		req.TimeoutMs = j.c.pipe.timeoutMS
 		j.c.server.backend.Submit(req, func(resp *flotillav1.Response, err error) {
-			text := j.c.server.codes.fault(resp, err)
+			text := faultText(resp, err)
 			if met := len(req.Compares) == 0 || resp.GetCompared(); text == "" && met && len(resp.Results) != len(req.Ops) {
 				text = errMisfit
 			}

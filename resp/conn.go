@@ -64,7 +64,7 @@ func newConn(s *Server, nc net.Conn, id uint64) *conn {
 		id:      id,
 		since:   time.Now(),
 		parser:  newParser(),
-		pipe:    newPipe(s.backend, s.codes, uint32(s.requestTimeout/time.Millisecond)),
+		pipe:    newPipe(s.backend, uint32(s.requestTimeout/time.Millisecond)),
 		written: make(chan struct{}),
 		gone:    make(chan struct{}),
 	}

@@ -126,7 +126,7 @@ func (c *call) answered(resp *flotillav1.Response, err error) {
 // perhaps only for what was merged into it (an answer too large for one
 // message): then its commands are asked one by one.
 func (c *call) mustSplit(resp *flotillav1.Response, err error) bool {
-	return !c.sealed && len(c.items) > 1 && c.pipe.codes.code(resp, err) == flotillav1.Code_INVALID
+	return !c.sealed && len(c.items) > 1 && answerCode(resp, err) == flotillav1.Code_INVALID
 }
 
 // only is a call of its own for item i.
@@ -142,7 +142,7 @@ func (c *call) only(i int) *call {
 
 // fill hands the results to the items' replies.
 func (c *call) fill(resp *flotillav1.Response, err error) {
-	fault := c.pipe.codes.fault(resp, err)
+	fault := faultText(resp, err)
 	unmet := fault == "" && len(c.req.Compares) > 0 && !resp.Compared
 	if fault == "" && !unmet && len(resp.Results) != len(c.req.Ops) {
 		fault = errMisfit

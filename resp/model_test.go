@@ -251,7 +251,11 @@ func (s *modelShard) put(p *flotillav1.Put) *flotillav1.Result {
 		met = ok
 	}
 	if !met {
-		return &flotillav1.Result{Status: flotillav1.Result_CONDITION_FAILED, Value: e.value, Version: e.version, Existed: ok}
+		r := &flotillav1.Result{Status: flotillav1.Result_CONDITION_FAILED, Version: e.version, Existed: ok}
+		if p.Previous {
+			r.Value = e.value
+		}
+		return r
 	}
 	if len(p.Value) > bulkBytesMax {
 		return &flotillav1.Result{Status: flotillav1.Result_TOO_LARGE}

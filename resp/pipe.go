@@ -49,7 +49,6 @@ type slot struct {
 // head.
 type pipe struct {
 	backend   Backend
-	codes     errorCodes
 	timeoutMS uint32
 
 	mu     sync.Mutex
@@ -75,10 +74,9 @@ type pipe struct {
 	freeLanes []*lane
 }
 
-func newPipe(backend Backend, codes errorCodes, timeoutMS uint32) *pipe {
+func newPipe(backend Backend, timeoutMS uint32) *pipe {
 	p := &pipe{
 		backend:   backend,
-		codes:     codes,
 		timeoutMS: timeoutMS,
 		ring:      make([]*slot, slotsMin),
 		lanes:     make(map[shardmap.ShardID]*lane),

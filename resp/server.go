@@ -9,8 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 )
 
 // Defaults of Options.
@@ -24,10 +22,6 @@ const (
 type Options struct {
 	Listener net.Listener // the server closes it
 	Backend  Backend
-	// ErrorCode tells what kind of failure an error of Backend.Submit is, in the
-	// words of a response's code. nil: by the error's method Code, and unknown
-	// without one.
-	ErrorCode func(error) flotillav1.Code
 	// Password, if set, is what AUTH and HELLO must give.
 	Password string
 	// MaxClients connections are served at once; further ones get an error as
@@ -51,7 +45,6 @@ type Options struct {
 type Server struct {
 	listener       net.Listener
 	backend        Backend
-	codes          errorCodes
 	password       string
 	maxClients     int
 	idleTimeout    time.Duration
@@ -90,7 +83,6 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		listener:       o.Listener,
 		backend:        o.Backend,
-		codes:          o.ErrorCode,
 		password:       o.Password,
 		maxClients:     orDefault(o.MaxClients, maxClientsDefault),
 		idleTimeout:    o.IdleTimeout,
@@ -101,9 +93,6 @@ func New(o Options) (*Server, error) {
 		commands:       newCommandTable(),
 		cursors:        newCursors(time.Now),
 		closed:         make(chan struct{}),
-	}
-	if s.codes == nil {
-		s.codes = codeOf
 	}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
