@@ -91,7 +91,7 @@ func (x *effects) expiry(o *op) int64 {
 	case o.ttl > math.MaxInt64-x.time:
 		return math.MaxInt64
 	}
-	return x.time + o.ttl
+	return max(1, x.time+o.ttl) // 0 would be never
 }
 
 // put writes a key. Without a condition, a wish for the old value or a kept
@@ -230,10 +230,8 @@ func (x *effects) expire(o *op) (result, error) {
 
 // clear deletes a span of keys at once. How many there were is not counted.
 func (x *effects) clear(o *op) result {
-	lo, hi := x.bounds(o.span)
-	if string(lo) >= string(hi) {
-		return result{}
+	if lo, hi := x.bounds(o.span); string(lo) < string(hi) {
+		x.batch.DeleteRange(lo, hi)
 	}
-	x.batch.DeleteRange(lo, hi)
 	return result{version: x.version()}
 }
