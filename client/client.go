@@ -185,13 +185,9 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Map is the shard map the client routes by, nil if it knows none yet. It must
-// not be changed.
-func (c *Client) Map() *shardmap.Map {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.router.Map()
-}
+// Map is the newest shard map known, nil if there is none yet. It must not be
+// changed.
+func (c *Client) Map() *shardmap.Map { return c.maps.Current() }
 
 // WaitMap returns the shard map as soon as there is one.
 func (c *Client) WaitMap(ctx context.Context) (*shardmap.Map, error) {

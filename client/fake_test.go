@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -82,7 +83,7 @@ func newFakeCluster(t *testing.T, n int) *fakeCluster {
 		if err != nil {
 			t.Fatal(err)
 		}
-		node := &fakeNode{cluster: f, id: uint64(i + 1), addr: listener.Addr().String(), server: grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))}
+		node := &fakeNode{cluster: f, id: uint64(i + 1), addr: listener.Addr().String(), server: newFakeServer()}
 		flotillav1.RegisterKVServer(node.server, node)
 		flotillav1.RegisterClusterServer(node.server, node)
 		f.nodes = append(f.nodes, node)
@@ -97,6 +98,14 @@ func newFakeCluster(t *testing.T, n int) *fakeCluster {
 		})
 	}
 	return f
+}
+
+// newFakeServer has the settings of a node's.
+func newFakeServer() *grpc.Server {
+	return grpc.NewServer(
+		grpc.MaxRecvMsgSize(16<<20),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
 }
 
 func (f *fakeCluster) addrs() []string {

@@ -86,3 +86,37 @@ func TestPastItsBoundSubmitIsBusyAndMethodsWait(t *testing.T) {
 	c.Close()
 	<-first
 }
+
+func TestOneWhoGivesUpAsItsTurnComesMakesRoomAgain(t *testing.T) {
+	g := newGate(1, 100)
+	g.try(1)
+	w := &gateWaiter{bytes: 1, in: make(chan struct{})}
+	g.waiting = append(g.waiting, w)
+	g.leave(1) // its turn comes,
+	<-w.in
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := g.giveUp(ctx, w); !errors.Is(err, context.Canceled) { // and it has gone
+		t.Fatal(err)
+	}
+	if !g.try(1) {
+		t.Fatal("its room is lost")
+	}
+}
+
+func TestEveryCallLeavesTheGate(t *testing.T) {
+	c := newFakeCluster(t, 1).client(Options{CallsMax: 2})
+	for range 10 {
+		if _, err := c.Incr(within(t, 5*time.Second), "k", 1); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		c.Submit(writeRequest(incrOp("k", 1)), func(_ *flotillav1.Response, err error) { done <- err })
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.gate.calls != 0 || c.gate.bytes != 0 {
+		t.Fatalf("%d calls and %d bytes are left in the gate", c.gate.calls, c.gate.bytes)
+	}
+}

@@ -206,3 +206,55 @@ func TestABatchKeepsTheOrderOfAShardAndTellsWhatFailed(t *testing.T) {
 		t.Fatalf("%v, %+v", err, results)
 	}
 }
+
+func TestARequestOfABatchStaysWithinItsLimits(t *testing.T) {
+	var ops []Op
+	for range 40 {
+		ops = append(ops, GetOp("k"))
+	}
+	for range 300 {
+		ops = append(ops, IncrOp("k", 1))
+	}
+	for range 10 {
+		ops = append(ops, PutOp("k", make([]byte, 100<<10)))
+	}
+	next := 0
+	for _, part := range splitBatch(ops, fakeShards) {
+		values, bytes := 0, 0
+		for i, op := range part.wire {
+			values += returnsValue(op)
+			bytes += opBytes(op)
+			if part.at[i] != next {
+				t.Fatalf("op %d stands where op %d should", part.at[i], next)
+			}
+			next++
+		}
+		if len(part.wire) > batchOpsMax || values > batchValuesMax || bytes > batchBytesMax {
+			t.Errorf("a request of %d ops, %d values, %d bytes", len(part.wire), values, bytes)
+		}
+	}
+	if next != len(ops) {
+		t.Fatalf("%d ops of %d", next, len(ops))
+	}
+}
+
+func TestAScanThatIsLeftEarlyWaitsForNothing(t *testing.T) {
+	f, c, _ := filled(t, 2000)
+	f.change(func() {
+		f.intercept = func(_ uint64, q *flotillav1.Request) (*flotillav1.Response, bool) {
+			return nil, q.GetOps()[0].GetScan().GetLimit() > 4*scanFirstPage // the third pages never come
+		}
+	})
+	start, n := time.Now(), 0
+	for _, err := range c.Scan(within(t, 30*time.Second)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n++; n == 20*fakeShards {
+			break
+		}
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Fatalf("left after %v", took)
+	}
+}
