@@ -87,7 +87,7 @@ func measure(ctx context.Context, o options, s system, w workload) (measurement,
 	end := begin.Add(o.duration)
 	var group sync.WaitGroup
 	for c := range w.clients {
-		group.Go(func() { histograms[c], errs[c] = client(ctx, o, s, w, c, end) })
+		group.Go(func() { histograms[c], errs[c] = runClient(ctx, o, s, w, c, end) })
 	}
 	group.Wait()
 	took := time.Since(begin)
@@ -105,7 +105,7 @@ func measure(ctx context.Context, o options, s system, w workload) (measurement,
 	}, nil
 }
 
-func client(ctx context.Context, o options, s system, w workload, seed int, end time.Time) (*hdrhistogram.Histogram, error) {
+func runClient(ctx context.Context, o options, s system, w workload, seed int, end time.Time) (*hdrhistogram.Histogram, error) {
 	histogram := hdrhistogram.New(1, int64(time.Minute/time.Microsecond), 3)
 	random := rand.New(rand.NewPCG(uint64(seed), 1))
 	value := make([]byte, o.valueSize)
