@@ -47,10 +47,15 @@ type pair struct {
 	record
 }
 
+// closed is the answer kept under a number that is never applied.
+func closed(message string) *answer {
+	return &answer{outcome: flotillav1.OutcomeState_NOT_APPLIED, message: message}
+}
+
 // Flags of an encoded answer.
 const (
 	answerCompared = 1
-	answerClosed   = 2 // an Outcome closed the number: it was never applied
+	answerClosed   = 2 // the number was closed: the write has and will have no effect
 	resultExisted  = 1
 )
 
@@ -64,6 +69,10 @@ func (a *answer) encode(lowest uint64) []byte {
 	e := encoder{b: make([]byte, 0, size)}
 	e.uint(lowest)
 	e.byte(flag(a.compared, answerCompared) | flag(a.outcome == flotillav1.OutcomeState_NOT_APPLIED, answerClosed))
+	if a.outcome == flotillav1.OutcomeState_NOT_APPLIED {
+		e.bytes([]byte(a.message))
+		return e.b
+	}
 	e.uint(uint64(len(a.results)))
 	for i := range a.results {
 		a.results[i].encode(&e)
@@ -96,7 +105,8 @@ func decodeAnswer(b []byte) (a *answer, lowest uint64, err error) {
 	flags := d.byte()
 	a = &answer{compared: flags&answerCompared != 0}
 	if flags&answerClosed != 0 {
-		a.outcome = flotillav1.OutcomeState_NOT_APPLIED
+		a.outcome, a.message = flotillav1.OutcomeState_NOT_APPLIED, string(d.bytes())
+		return a, lowest, d.end()
 	}
 	for range d.count() {
 		a.results = append(a.results, decodeResult(&d))

@@ -51,6 +51,17 @@ func answerKey(shard shardmap.ShardID, inc incarnation, id sessionID, seq uint64
 	return binary.BigEndian.AppendUint64(b, seq)
 }
 
+// splitAnswerKey is the reverse, the incarnation aside.
+func splitAnswerKey(b []byte) (shard shardmap.ShardID, id sessionID, seq uint64, ok bool) {
+	if len(b) != spaceBytes+clientBytes+seqBytes {
+		return 0, sessionID{}, 0, false
+	}
+	shard = shardmap.ShardID(binary.BigEndian.Uint32(b[kindBytes:]))
+	id.client = binary.BigEndian.Uint64(b[spaceBytes:])
+	id.birth = int64(binary.BigEndian.Uint64(b[spaceBytes+8:]))
+	return shard, id, binary.BigEndian.Uint64(b[spaceBytes+clientBytes:]), true
+}
+
 // sessionSpan holds all answers of one session.
 func sessionSpan(shard shardmap.ShardID, inc incarnation, id sessionID) (lo, hi []byte) {
 	lo = id.append(appendSpace(make([]byte, 0, spaceBytes+clientBytes), kindAnswer, shard, inc))

@@ -2,12 +2,9 @@ package shardkv
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
-	"slices"
-	"sync"
 	"sync/atomic"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -23,25 +20,31 @@ const expiredAtOnce = 256
 
 // Machine is a replica group's state machine: the same entries make the same
 // state at every replica, however they are batched. It is called by one
-// goroutine at a time; what others may ask stands below mu or is atomic.
+// goroutine at a time; what others may ask is atomic, or in the store.
 type Machine struct {
 	group    raft.GroupID
 	state    groupRecord
+	shards   map[shardmap.ShardID]*shardRecord
 	sessions *sessions
 	due      int64 // no key expires before this; MaxInt64: none does
 
+	touched map[shardmap.ShardID]*shardRecord // by the entry being applied
+
 	born    atomic.Bool  // as committed
 	nextDue atomic.Int64 // when group time should go on: the next expiry or end of a session; MaxInt64: never
-
-	mu     sync.RWMutex // guards shards: Apply writes, others read
-	shards map[shardmap.ShardID]*shardRecord
 }
 
 var _ multiraft.StateMachine = (*Machine)(nil)
 
 // NewMachine makes the state machine of a group. Restored fills it.
 func NewMachine(group raft.GroupID) *Machine {
-	m := &Machine{group: group, sessions: newSessions(), due: math.MaxInt64, shards: make(map[shardmap.ShardID]*shardRecord)}
+	m := &Machine{
+		group:    group,
+		shards:   make(map[shardmap.ShardID]*shardRecord),
+		sessions: newSessions(),
+		due:      math.MaxInt64,
+		touched:  make(map[shardmap.ShardID]*shardRecord),
+	}
 	m.nextDue.Store(math.MaxInt64)
 	return m
 }
@@ -75,23 +78,22 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 }
 
 func (m *Machine) restoreShards(view *statestore.View) error {
-	shards := make(map[shardmap.ShardID]*shardRecord)
+	clear(m.shards)
+	return eachShard(view, func(id shardmap.ShardID, record shardRecord) { m.shards[id] = &record })
+}
+
+// eachShard visits the shards that a group knows, ascending.
+func eachShard(view *statestore.View, visit func(shardmap.ShardID, shardRecord)) error {
 	it := view.NewIter([]byte{kindShard}, []byte{kindShard + 1})
-	defer it.Close()
 	for ok := it.First(); ok; ok = it.Next() {
-		if len(it.Key()) != kindBytes+shardBytes {
+		record, err := decodeShardRecord(it.Value())
+		if err != nil || len(it.Key()) != kindBytes+shardBytes {
+			it.Close()
 			return errMalformed
 		}
-		record, err := decodeShardRecord(it.Value())
-		if err != nil {
-			return err
-		}
-		shards[shardmap.ShardID(binary.BigEndian.Uint32(it.Key()[kindBytes:]))] = &record
+		visit(shardmap.ShardID(binary.BigEndian.Uint32(it.Key()[kindBytes:])), record)
 	}
-	m.mu.Lock()
-	m.shards = shards
-	m.mu.Unlock()
-	return it.Error()
+	return it.Close()
 }
 
 func (m *Machine) restoreSessions(view *statestore.View) error {
@@ -99,22 +101,17 @@ func (m *Machine) restoreSessions(view *statestore.View) error {
 	it := view.NewIter([]byte{kindAnswer}, []byte{kindAnswer + 1})
 	defer it.Close()
 	for ok := it.First(); ok; ok = it.Next() {
-		key := it.Key()
-		if len(key) != spaceBytes+clientBytes+seqBytes {
+		key, id, seq, good := splitAnswerKey(it.Key())
+		if !good {
 			return errMalformed
 		}
-		id := sessionID{client: binary.BigEndian.Uint64(key[spaceBytes:]), birth: int64(binary.BigEndian.Uint64(key[spaceBytes+8:]))}
-		encoded := bytes.Clone(it.Value())
-		_, lowest, err := decodeAnswer(encoded)
+		_, lowest, err := decodeAnswer(it.Value())
 		if err != nil {
 			return err
 		}
-		s := m.sessions.open(sessionKey{shardmap.ShardID(binary.BigEndian.Uint32(key[kindBytes:])), id})
-		if s == nil {
-			return fmt.Errorf("more than %d sessions are stored", sessionsMax)
-		}
+		s := m.sessions.open(sessionKey{key, id})
 		s.lowest = max(s.lowest, lowest)
-		s.add(binary.BigEndian.Uint64(key[spaceBytes+clientBytes:]), encoded)
+		m.sessions.add(s, seq, bytes.Clone(it.Value()))
 	}
 	return it.Error()
 }
@@ -149,28 +146,26 @@ func (m *Machine) Committed(raft.Index) { m.publish() }
 // Apply applies one entry; see multiraft.StateMachine. An error means that the
 // entry is not understood or the store is damaged: the node must stop.
 func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	before := m.state
+	clear(m.touched)
 	m.state.time = max(m.state.time, e.Stamp)
 	if err := m.removeExpired(b); err != nil {
 		return err
 	}
 	m.endSessions(b)
-	touched := make(map[shardmap.ShardID]bool)
 	for i, encoded := range e.Commands {
 		c, err := decodeCommand(encoded)
 		if err != nil {
 			return fmt.Errorf("command %d: %w", i, err)
 		}
-		a, err := m.applyCommand(b, c, touched)
+		a, err := m.applyCommand(b, c)
 		if err != nil {
 			return fmt.Errorf("command %d: %w", i, err)
 		}
 		results[i] = a
 	}
-	for shard := range touched {
-		b.Set(shardKey(shard), m.shards[shard].encode())
+	for shard, record := range m.touched {
+		b.Set(shardKey(shard), record.encode())
 	}
 	if m.state != before {
 		b.Set(groupKey(), m.state.encode())
@@ -178,14 +173,14 @@ func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any)
 	return nil
 }
 
-func (m *Machine) applyCommand(b *statestore.Batch, c command, touched map[shardmap.ShardID]bool) (*answer, error) {
+func (m *Machine) applyCommand(b *statestore.Batch, c command) (*answer, error) {
 	switch c := c.(type) {
 	case *write:
-		return m.applyWrite(b, c, touched)
+		return m.applyWrite(b, c)
 	case *outcome:
 		return m.applyOutcome(b, c)
 	case *birth:
-		return m.applyBirth(c, touched), nil
+		return m.applyBirth(c), nil
 	default: // timeOnly: the stamp was its effect
 		return new(answer), nil
 	}
@@ -196,15 +191,15 @@ func refusal(code flotillav1.Code, message string) *answer {
 }
 
 // applyBirth gives the group its first shards, once.
-func (m *Machine) applyBirth(c *birth, touched map[shardmap.ShardID]bool) *answer {
+func (m *Machine) applyBirth(c *birth) *answer {
 	if m.state.born {
 		return new(answer)
 	}
 	m.state.born = true
 	for _, shard := range c.shards {
 		m.state.lastIncarnation++
-		m.shards[shard] = &shardRecord{state: shardOwned, generation: c.generation, incarnation: m.state.lastIncarnation}
-		touched[shard] = true
+		record := &shardRecord{state: shardOwned, generation: c.generation, incarnation: m.state.lastIncarnation}
+		m.shards[shard], m.touched[shard] = record, record
 	}
 	return new(answer)
 }
@@ -223,66 +218,85 @@ func (m *Machine) owned(shard shardmap.ShardID) (*shardRecord, *answer) {
 }
 
 // applyWrite carries out a write, unless its number has been answered before.
-func (m *Machine) applyWrite(b *statestore.Batch, w *write, touched map[shardmap.ShardID]bool) (*answer, error) {
+func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	record, refused := m.owned(w.shard)
 	if refused != nil {
 		return refused, nil
 	}
-	numbered := w.session.seq != 0
-	var s *sessionState
-	if numbered {
-		var a *answer
-		var err error
-		if s, a, err = m.number(w); a != nil || err != nil {
-			return a, err
-		}
+	if w.session.seq == 0 {
+		return m.effect(b, w, record)
 	}
-	a, err := m.effect(b, w, record)
-	if err != nil {
+	if a := m.checkSession(w.session.id); a != nil {
+		return a, nil
+	}
+	n := number{shard: w.shard, inc: record.incarnation, id: w.session.id, seq: w.session.seq, lowest: w.session.lowest}
+	s, a, err := m.open(b, n)
+	if s == nil {
+		return a, err
+	}
+	if a, err = m.effect(b, w, record); err != nil {
 		return nil, err
 	}
-	touched[w.shard] = true
-	if numbered {
-		m.record(b, w.shard, record.incarnation, w.session.id, w.session.seq, max(s.lowest, w.session.lowest), a, s)
+	kept := a
+	if a.refused != flotillav1.Code_OK {
+		kept = closed(a.message) // another attempt must not succeed after this one was refused
 	}
+	m.record(b, s, n, kept)
 	return a, nil
 }
 
-// number finds the session of a numbered write. An answer instead means that
-// nothing is to be done: the number has been answered, or is refused.
-func (m *Machine) number(w *write) (*sessionState, *answer, error) {
-	if a := m.checkSession(w.session.id); a != nil {
-		return nil, a, nil
-	}
-	key := sessionKey{w.shard, w.session.id}
-	if s := m.sessions.get(key); s != nil {
-		if encoded, known := s.find(w.session.seq); known {
-			a, err := replay(encoded)
-			return nil, a, err
-		}
-		if w.session.seq < s.lowest {
-			return nil, refusal(flotillav1.Code_INVALID, fmt.Sprintf("write %d of the session was acknowledged before", w.session.seq)), nil
-		}
-		if s.full() && w.session.lowest <= s.lowest {
-			return nil, refusal(flotillav1.Code_BUSY, "the session has too many unacknowledged answers"), nil
-		}
-		return s, nil, nil
-	}
-	s := m.sessions.open(key)
-	if s == nil {
-		return nil, refusal(flotillav1.Code_BUSY, "the group has too many sessions"), nil
-	}
-	return s, nil, nil
+// number is a session's number in one shard.
+type number struct {
+	shard  shardmap.ShardID
+	inc    incarnation
+	id     sessionID
+	seq    uint64
+	lowest uint64 // the lowest number that is still waited for
 }
 
-// replay is the answer of an earlier attempt.
-func replay(encoded []byte) (*answer, error) {
+func (n number) answerKey(seq uint64) []byte { return answerKey(n.shard, n.inc, n.id, seq) }
+
+// open finds the session of a number that was never answered, making it if it
+// is new. Without a session the answer says why: it is the one of an earlier
+// attempt, or a refusal.
+func (m *Machine) open(b *statestore.Batch, n number) (*sessionState, *answer, error) {
+	s := m.sessions.get(sessionKey{n.shard, n.id})
+	if s != nil {
+		if k, known := s.find(n.seq); known {
+			a, err := m.recorded(b, n, k)
+			if err != nil {
+				return nil, nil, err
+			}
+			return nil, a, nil
+		}
+		if n.seq < s.lowest {
+			return nil, refusal(flotillav1.Code_INVALID, fmt.Sprintf("write %d of the session was acknowledged before", n.seq)), nil
+		}
+	}
+	if why := m.sessions.full(s, n.lowest); why != "" {
+		return nil, refusal(flotillav1.Code_BUSY, why), nil
+	}
+	return m.sessions.open(sessionKey{n.shard, n.id}), nil, nil
+}
+
+// recorded is the answer of an earlier attempt.
+func (m *Machine) recorded(b *statestore.Batch, n number, k kept) (*answer, error) {
+	encoded := k.encoded
+	if encoded == nil {
+		var ok bool
+		var err error
+		if encoded, ok, err = b.Get(n.answerKey(n.seq)); err != nil {
+			return nil, err
+		} else if !ok {
+			return nil, fmt.Errorf("shard %d: the answer to write %d of session %x is gone", n.shard, n.seq, n.id.client)
+		}
+	}
 	a, _, err := decodeAnswer(encoded)
 	if err != nil {
 		return nil, err
 	}
 	if a.outcome == flotillav1.OutcomeState_NOT_APPLIED {
-		return refusal(flotillav1.Code_INVALID, "the number was closed: the write will never be applied"), nil
+		a = refusal(flotillav1.Code_INVALID, a.message)
 	}
 	a.replayed = true
 	return a, nil
@@ -306,11 +320,15 @@ func (m *Machine) effect(b *statestore.Batch, w *write, record *shardRecord) (*a
 		batch:     b,
 		record:    record,
 	}
+	m.touched[w.shard] = record
 	a := &answer{compared: true}
 	for _, c := range w.compares {
 		holds, _, err := x.holds(c)
 		if err != nil {
 			return nil, err
+		}
+		if why := excess(x.looked, 0); why != "" {
+			return refusal(flotillav1.Code_INVALID, why), nil
 		}
 		a.compared = a.compared && holds
 	}
@@ -318,7 +336,13 @@ func (m *Machine) effect(b *statestore.Batch, w *write, record *shardRecord) (*a
 	if !a.compared {
 		branch = w.otherwise
 	}
-	var err error
+	why, err := x.overspent(branch)
+	if err != nil {
+		return nil, err
+	}
+	if why != "" {
+		return refusal(flotillav1.Code_INVALID, why), nil
+	}
 	a.results, err = x.run(branch)
 	if x.soonest != 0 {
 		m.due = min(m.due, x.soonest)
@@ -328,15 +352,13 @@ func (m *Machine) effect(b *statestore.Batch, w *write, record *shardRecord) (*a
 
 // record keeps the answer under its number and drops those that are not waited
 // for any more.
-func (m *Machine) record(b *statestore.Batch, shard shardmap.ShardID, inc incarnation, id sessionID, seq, lowest uint64, a *answer, s *sessionState) {
-	gone := s.raise(lowest)
-	for i := range gone {
-		b.Delete(answerKey(shard, inc, id, gone[i].seq))
-		gone[i] = kept{}
+func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answer) {
+	for _, gone := range m.sessions.raise(s, n.lowest) {
+		b.Delete(n.answerKey(gone.seq))
 	}
-	encoded := a.encode(lowest)
-	s.add(seq, encoded)
-	b.Set(answerKey(shard, inc, id, seq), encoded)
+	encoded := a.encode(s.lowest)
+	m.sessions.add(s, n.seq, encoded)
+	b.Set(n.answerKey(n.seq), encoded)
 }
 
 // applyOutcome says what became of a number and closes it.
@@ -351,26 +373,21 @@ func (m *Machine) applyOutcome(b *statestore.Batch, c *outcome) (*answer, error)
 	if a := m.checkSession(c.id); a != nil {
 		return a, nil
 	}
-	key := sessionKey{c.shard, c.id}
-	s := m.sessions.open(key)
-	if s == nil {
-		return refusal(flotillav1.Code_BUSY, "the group has too many sessions"), nil
+	n := number{shard: c.shard, inc: record.incarnation, id: c.id, seq: c.seq}
+	s, a, err := m.open(b, n)
+	switch {
+	case err != nil:
+		return nil, err
+	case s == nil && a.replayed && a.refused != flotillav1.Code_OK:
+		return closed(a.message), nil
+	case s == nil && a.replayed:
+		a.replayed, a.outcome = false, flotillav1.OutcomeState_APPLIED
+		return a, nil
+	case s == nil:
+		return a, nil
 	}
-	if encoded, known := s.find(c.seq); known {
-		a, _, err := decodeAnswer(encoded)
-		if err == nil && a.outcome == flotillav1.OutcomeState_OUTCOME_UNSPECIFIED {
-			a.outcome = flotillav1.OutcomeState_APPLIED
-		}
-		return a, err
-	}
-	if c.seq < s.lowest {
-		return refusal(flotillav1.Code_INVALID, fmt.Sprintf("write %d of the session was acknowledged before", c.seq)), nil
-	}
-	if s.full() {
-		return refusal(flotillav1.Code_BUSY, "the session has too many unacknowledged answers"), nil
-	}
-	a := &answer{outcome: flotillav1.OutcomeState_NOT_APPLIED}
-	m.record(b, c.shard, record.incarnation, c.id, c.seq, s.lowest, a, s)
+	a = closed("the number was closed: its write is never applied")
+	m.record(b, s, n, a)
 	return a, nil
 }
 
@@ -442,24 +459,3 @@ func (m *Machine) Born() bool { return m.born.Load() }
 // NextDue is the unix ms at which the group's time should go on although
 // nobody writes: a key expires, or a session ends. MaxInt64: never.
 func (m *Machine) NextDue() int64 { return m.nextDue.Load() }
-
-// Shard describes one shard of the group.
-type Shard struct {
-	ID         shardmap.ShardID
-	State      string
-	Generation shardmap.Generation
-	Writes     uint64
-	inc        incarnation
-}
-
-// Shards lists the shards that the group knows, ascending.
-func (m *Machine) Shards() []Shard {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	all := make([]Shard, 0, len(m.shards))
-	for id, r := range m.shards {
-		all = append(all, Shard{ID: id, State: r.state.String(), Generation: shardmap.Generation(r.generation), Writes: r.writes, inc: r.incarnation})
-	}
-	slices.SortFunc(all, func(a, b Shard) int { return cmp.Compare(a.ID, b.ID) })
-	return all
-}

@@ -99,7 +99,7 @@ func (s *spec) write(w *write) *answer {
 	case refused != nil:
 		return refused
 	case earlier != nil && earlier.outcome == flotillav1.OutcomeState_NOT_APPLIED:
-		return refusal(flotillav1.Code_INVALID, "")
+		return &answer{refused: flotillav1.Code_INVALID, replayed: true}
 	case earlier != nil:
 		again := *earlier
 		again.replayed = true

@@ -1,8 +1,6 @@
 package shardkv
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"sync"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -28,8 +26,9 @@ type count struct {
 	keys, bytes int64
 }
 
-// ShardStatuses lists the shards of a group, with what is in them: counted, but
-// not at one moment, and expired keys that are not removed yet among them.
+// ShardStatuses lists the shards of a group, with what is in them: expired keys
+// that are not removed yet are counted too. It reads the store: it may take
+// long.
 func (s *Server) ShardStatuses(id raft.GroupID) []*flotillav1.ShardStatus {
 	g := s.group(id)
 	if g == nil {
@@ -40,73 +39,42 @@ func (s *Server) ShardStatuses(id raft.GroupID) []*flotillav1.ShardStatus {
 	if g.counts.byShard == nil {
 		g.counts.byShard = make(map[shardmap.ShardID]count)
 	}
+	view, err := g.replica.View()
+	if err != nil {
+		return nil
+	}
+	defer view.Close()
 	var all []*flotillav1.ShardStatus
 	budget := countedKeysMax
-	for _, shard := range g.machine.Shards() {
-		known, counted := g.counts.byShard[shard.ID]
-		if (!counted || known.writes != shard.Writes) && budget > 0 {
-			if now, err := g.count(shard, &budget); err == nil {
+	err = eachShard(view, func(shard shardmap.ShardID, record shardRecord) {
+		known, counted := g.counts.byShard[shard]
+		if (!counted || known.writes != record.writes) && budget > 0 {
+			if now, err := countShard(view, shard, record, &budget); err == nil {
 				known, counted = now, true
-				g.counts.byShard[shard.ID] = now
+				g.counts.byShard[shard] = now
 			}
 		}
-		line := &flotillav1.ShardStatus{Shard: uint64(shard.ID), Group: uint64(id), Generation: uint64(shard.Generation), State: shard.State, Keys: -1, Bytes: -1}
+		line := &flotillav1.ShardStatus{Shard: uint64(shard), Group: uint64(id), Generation: record.generation, State: record.state.String(), Keys: -1, Bytes: -1}
 		if counted {
 			line.Keys, line.Bytes = known.keys, known.bytes
 		}
 		all = append(all, line)
+	})
+	if err != nil {
+		s.logger.Error("the shards of a group cannot be listed", "group", id, "error", err)
 	}
 	return all
 }
 
-// count counts a shard's keys, and takes them from the budget.
-func (g *group) count(shard Shard, budget *int) (count, error) {
-	c := count{writes: shard.Writes}
-	space := appendSpace(nil, kindValue, shard.ID, shard.inc)
-	it := g.replica.NewIter(space, successor(space))
+// countShard counts a shard's keys, and takes them from the budget.
+func countShard(view *statestore.View, shard shardmap.ShardID, record shardRecord, budget *int) (count, error) {
+	c := count{writes: record.writes}
+	space := appendSpace(nil, kindValue, shard, record.incarnation)
+	it := view.NewIter(space, successor(space))
 	for ok := it.First(); ok; ok = it.Next() {
 		c.keys++
 		c.bytes += int64(len(it.Key()) - spaceBytes + len(it.Value()) - recordHead)
 	}
 	*budget -= int(c.keys)
 	return c, it.Close()
-}
-
-// Digest is the hash of all that a replica holds of a shard: its record, keys
-// and recorded answers. Replicas that have applied the same entries have the
-// same.
-func Digest(r *statestore.Replica, shard shardmap.ShardID) ([sha256.Size]byte, error) {
-	var digest [sha256.Size]byte
-	view, err := r.View()
-	if err != nil {
-		return digest, err
-	}
-	defer view.Close()
-	b, ok, err := view.Get(shardKey(shard))
-	if err != nil || !ok {
-		return digest, err
-	}
-	record, err := decodeShardRecord(b)
-	if err != nil {
-		return digest, err
-	}
-	hash := sha256.New()
-	write := func(b []byte) {
-		hash.Write(binary.BigEndian.AppendUint64(nil, uint64(len(b))))
-		hash.Write(b)
-	}
-	write(b)
-	for _, kind := range []byte{kindValue, kindAnswer} {
-		space := appendSpace(nil, kind, shard, record.incarnation)
-		it := view.NewIter(space, successor(space))
-		for ok := it.First(); ok; ok = it.Next() {
-			write(it.Key()[spaceBytes:])
-			write(it.Value())
-		}
-		if err := it.Close(); err != nil {
-			return digest, err
-		}
-	}
-	hash.Sum(digest[:0])
-	return digest, nil
 }

@@ -26,6 +26,8 @@ type shardView struct {
 	shard shardmap.ShardID
 	inc   incarnation
 	time  int64
+
+	looked int // bytes of values that were read
 }
 
 // get reads a key that is there at the group's time. An expired one is
@@ -38,15 +40,19 @@ func (v *shardView) get(key []byte) (r record, ok bool, err error) {
 	if r, err = decodeRecord(b); err != nil {
 		return record{}, false, err
 	}
+	v.looked += len(r.value)
 	return r, r.liveAt(v.time), nil
 }
 
-// Bounds of a page of a scan.
+// Bounds of a page of a scan. What comes first ends the page, but one key it
+// has always, if there is one within pageLookMax.
 const (
 	scanKeysDefault = 1_000
 	scanKeysMax     = 10_000
-	countKeysMax    = 50_000 // a count holds nothing
-	scanBytesMax    = 1 << 20
+	countKeysMax    = 50_000                                       // a count holds nothing
+	scanBytesMax    = 1 << 20                                      // of keys and values, unless the first pair is larger
+	pageBytesMax    = ValueBytesMax + KeyBytesMax + 64*scanKeysMax // so no page takes more memory
+	pageLookMax     = 32 << 20                                     // bytes of values passed by, expired ones too
 )
 
 // bounds of a span as stored keys.
@@ -86,36 +92,64 @@ func (v *shardView) scan(s span) (res result, soonest int64, err error) {
 		return res, 0, nil
 	}
 	it := v.iter(lo, hi)
-	bytes := 0
-	for ok := it.First(); ok; ok = it.Next() {
-		r, err := decodeRecord(it.Value())
-		if err != nil {
+	p := page{span: s, limit: limit, time: v.time}
+	for ok := it.First(); ok && !p.full; ok = it.Next() {
+		if err := p.take(it.Key()[spaceBytes:], it.Value()); err != nil {
 			it.Close()
 			return result{}, 0, err
 		}
-		if !r.liveAt(v.time) {
-			continue
-		}
-		key := it.Key()[spaceBytes:]
-		if res.count == limit || bytes >= scanBytesMax {
-			res.next = append([]byte(nil), key...)
-			break
-		}
-		res.count++
-		if r.expires != 0 && (soonest == 0 || r.expires < soonest) {
-			soonest = r.expires
-		}
-		if s.countOnly {
-			continue
-		}
-		p := pair{key: append([]byte(nil), key...), record: record{version: r.version, expires: r.expires}}
-		if !s.keysOnly {
-			p.value = append([]byte(nil), r.value...)
-		}
-		bytes += len(p.key) + len(p.value)
-		res.pairs = append(res.pairs, p)
 	}
-	return res, soonest, it.Close()
+	v.looked += p.looked
+	return p.result, p.soonest, it.Close()
+}
+
+// page is one page of a scan as it grows.
+type page struct {
+	span  span
+	limit uint64
+	time  int64
+
+	result
+	soonest int64 // earliest expiry in it, 0 for none
+	bytes   int   // of keys and values in it
+	looked  int   // of values passed by
+	full    bool
+}
+
+// take looks at the next key; a full page notes it as where the next begins.
+func (p *page) take(key, stored []byte) error {
+	r, err := decodeRecord(stored)
+	if err != nil {
+		return err
+	}
+	size := len(key)
+	if !p.span.keysOnly {
+		size += len(r.value)
+	}
+	live := r.liveAt(p.time)
+	if p.looked >= pageLookMax || live && (p.count == p.limit || len(p.pairs) > 0 && p.bytes+size > scanBytesMax) {
+		p.next = append([]byte(nil), key...)
+		p.full = true
+		return nil
+	}
+	p.looked += len(r.value)
+	if !live {
+		return nil
+	}
+	p.count++
+	if r.expires != 0 && (p.soonest == 0 || r.expires < p.soonest) {
+		p.soonest = r.expires
+	}
+	if p.span.countOnly {
+		return nil
+	}
+	found := pair{key: append([]byte(nil), key...), record: record{version: r.version, expires: r.expires}}
+	if !p.span.keysOnly {
+		found.value = append([]byte(nil), r.value...)
+	}
+	p.bytes += size
+	p.pairs = append(p.pairs, found)
+	return nil
 }
 
 // holds evaluates a compare.

@@ -1,0 +1,80 @@
+package shardkv
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"math/bits"
+
+	"github.com/flotilla-kv/flotilla/raft/statestore"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// ShardDigest tells copies of a shard apart: the sum modulo 2^128 of a strong
+// hash of each key with its value, version and expiry, and of each recorded
+// answer. It does not depend on the order in which they are added, so it can
+// follow a copy write by write. Where the copy lies (group, replica,
+// incarnation) does not count.
+type ShardDigest struct {
+	High, Low     uint64 // the sum
+	Keys, Answers uint64 // how many were added
+	Writes        uint64 // the shard's write count
+}
+
+// Digest reads a shard's copy and adds it up. Replicas that have applied the
+// same entries have the same digest; a shard that the group does not know has
+// the zero one.
+func Digest(r *statestore.Replica, shard shardmap.ShardID) (ShardDigest, error) {
+	view, err := r.View()
+	if err != nil {
+		return ShardDigest{}, err
+	}
+	defer view.Close()
+	b, ok, err := view.Get(shardKey(shard))
+	if err != nil || !ok {
+		return ShardDigest{}, err
+	}
+	record, err := decodeShardRecord(b)
+	if err != nil {
+		return ShardDigest{}, err
+	}
+	d := ShardDigest{Writes: record.writes}
+	for _, kind := range []byte{kindValue, kindAnswer} {
+		space := appendSpace(nil, kind, shard, record.incarnation)
+		it := view.NewIter(space, successor(space))
+		for ok := it.First(); ok; ok = it.Next() {
+			d.add(kind, it.Key()[spaceBytes:], it.Value())
+		}
+		if err := it.Close(); err != nil {
+			return ShardDigest{}, err
+		}
+	}
+	return d, nil
+}
+
+// add adds a stored key or answer, named without its space.
+func (d *ShardDigest) add(kind byte, name, stored []byte) {
+	high, low := digestOf(kind, name, stored)
+	var carry uint64
+	d.Low, carry = bits.Add64(d.Low, low, 0)
+	d.High, _ = bits.Add64(d.High, high, carry)
+	if kind == kindValue {
+		d.Keys++
+	} else {
+		d.Answers++
+	}
+}
+
+// digestOf is the first half of SHA-256 over kind, length of the name, name
+// and what is stored there.
+func digestOf(kind byte, name, stored []byte) (high, low uint64) {
+	hash := sha256.New()
+	var head [9]byte
+	head[0] = kind
+	binary.BigEndian.PutUint64(head[1:], uint64(len(name)))
+	hash.Write(head[:])
+	hash.Write(name)
+	hash.Write(stored)
+	var sum [sha256.Size]byte
+	hash.Sum(sum[:0])
+	return binary.BigEndian.Uint64(sum[:]), binary.BigEndian.Uint64(sum[8:])
+}
