@@ -72,44 +72,55 @@ func (n *Node) groupWaitsFor(key raft.ReplicaKey) string {
 // WaitReady returns when the node serves, or with ctx's error. report is told,
 // each time it changes, what is waited for.
 func (n *Node) WaitReady(ctx context.Context, report func(waiting string)) error {
-	tick := time.NewTicker(readyCheck)
-	defer tick.Stop()
 	last := ""
-	for {
+	return until(ctx, func() bool {
 		waiting := n.WaitingFor()
-		if len(waiting) == 0 {
-			return nil
-		}
-		if waiting[0] != last {
+		if len(waiting) > 0 && waiting[0] != last {
 			last = waiting[0]
 			report(last)
 		}
+		return len(waiting) == 0
+	})
+}
+
+// WaitConfigReplicas returns when the config group has at least count voters,
+// or with ctx's error.
+func (n *Node) WaitConfigReplicas(ctx context.Context, count int) error {
+	err := until(ctx, func() bool {
+		host := n.host.Load()
+		if host == nil {
+			return false
+		}
+		s, running := host.Status(raft.ConfigGroup)
+		return running && len(s.Membership.Voters) >= count && len(s.Membership.Outgoing) == 0
+	})
+	if err != nil {
+		return fmt.Errorf("the config group has not grown to %d replicas: %w", count, err)
+	}
+	return nil
+}
+
+// WaitRegistered returns when the node belongs to a cluster, or with ctx's
+// error.
+func (n *Node) WaitRegistered(ctx context.Context) error {
+	if err := until(ctx, n.Initialized); err != nil {
+		return fmt.Errorf("the node was not registered: %w", err)
+	}
+	return nil
+}
+
+// until looks, every readyCheck, whether done holds.
+func until(ctx context.Context, done func() bool) error {
+	tick := time.NewTicker(readyCheck)
+	defer tick.Stop()
+	for !done() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-}
-
-// WaitConfigReplicas returns when the config group has at least count voters,
-// or with ctx's error.
-func (n *Node) WaitConfigReplicas(ctx context.Context, count int) error {
-	tick := time.NewTicker(readyCheck)
-	defer tick.Stop()
-	for {
-		if host := n.host.Load(); host != nil {
-			s, running := host.Status(raft.ConfigGroup)
-			if running && len(s.Membership.Voters) >= count && len(s.Membership.Outgoing) == 0 {
-				return nil
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("the config group has not grown to %d replicas: %w", count, ctx.Err())
-		}
-	}
+	return nil
 }
 
 // Console writes the page for people who point a browser at the HTTP port.

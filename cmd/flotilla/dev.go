@@ -106,14 +106,14 @@ func runDev(ctx context.Context, out io.Writer, logger *slog.Logger, o devOption
 	if err != nil {
 		return err
 	}
-	nodes, err := startNodes(logger, dir, o)
+	nodes, err := startNodes(ctx, logger, dir, o, fresh)
 	if err != nil {
 		return errors.Join(err, stopNodes(nodes))
 	}
 	for _, n := range nodes {
 		printAddresses(out, n)
 	}
-	err = bringUp(ctx, nodes, o, fresh, dir)
+	err = bringUp(ctx, nodes, o)
 	if err == nil {
 		fmt.Fprintln(out, "flotilla: ready")
 		err = waitForEnd(ctx, nodes)
@@ -174,8 +174,12 @@ func writeShape(dir string, shape devShape) error {
 	return os.WriteFile(filepath.Join(dir, shapeFile), append(content, '\n'), 0o644)
 }
 
-// startNodes starts all nodes; what has started is returned with an error too.
-func startNodes(logger *slog.Logger, dir string, o devOptions) ([]*node.Node, error) {
+// startNodes starts all nodes, and makes the cluster if it is fresh: then one
+// after the other, so that node1 is node 1. What has started is returned with
+// an error too.
+func startNodes(ctx context.Context, logger *slog.Logger, dir string, o devOptions, fresh bool) ([]*node.Node, error) {
+	ctx, cancel := withReadyLimit(ctx)
+	defer cancel()
 	at := func(i, offset int) string {
 		return "127.0.0.1:" + strconv.Itoa(o.basePort+devPortsOfNode*i+offset)
 	}
@@ -204,20 +208,34 @@ func startNodes(logger *slog.Logger, dir string, o devOptions) ([]*node.Node, er
 			return nodes, fmt.Errorf("%s: %w", name, err)
 		}
 		nodes = append(nodes, n)
+		if fresh {
+			if err := joinFresh(ctx, n, i, o, dir); err != nil {
+				return nodes, fmt.Errorf("%s: %w", name, err)
+			}
+		}
 	}
 	return nodes, nil
 }
 
-// bringUp makes the cluster if it is fresh and waits until it serves: every
-// node ready, and the config group at min(nodes, 3) replicas.
-func bringUp(ctx context.Context, nodes []*node.Node, o devOptions, fresh bool, dir string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, devReadyMax, fmt.Errorf("the cluster was not ready within %s", devReadyMax))
-	defer cancel()
-	if fresh {
-		if err := makeCluster(ctx, nodes[0], o, dir); err != nil {
-			return err
-		}
+// withReadyLimit bounds a bring-up.
+func withReadyLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, devReadyMax, fmt.Errorf("the cluster was not ready within %s", devReadyMax))
+}
+
+// joinFresh makes the cluster at the first node; the others wait until they
+// are registered in it.
+func joinFresh(ctx context.Context, n *node.Node, i int, o devOptions, dir string) error {
+	if i == 0 {
+		return makeCluster(ctx, n, o, dir)
 	}
+	return n.WaitRegistered(ctx)
+}
+
+// bringUp waits until the cluster serves: every node ready, and the config
+// group at min(nodes, 3) replicas.
+func bringUp(ctx context.Context, nodes []*node.Node, o devOptions) error {
+	ctx, cancel := withReadyLimit(ctx)
+	defer cancel()
 	var waiting sync.Map
 	for i, n := range nodes {
 		err := n.WaitReady(ctx, func(what string) { waiting.Store(i, what) })
@@ -225,7 +243,7 @@ func bringUp(ctx context.Context, nodes []*node.Node, o devOptions, fresh bool, 
 			return readyError(ctx, n, &waiting, i, err)
 		}
 	}
-	return nodes[0].WaitConfigReplicas(ctx, min(len(nodes), 3))
+	return nodes[0].WaitConfigReplicas(ctx, min(o.Nodes, 3))
 }
 
 // makeCluster runs init at the first node. A crash between init and the shape
