@@ -274,11 +274,33 @@ func TestChangeMembershipIsChecked(t *testing.T) {
 	if removed, known := r.state.Removed(raft.ReplicaKey{Group: 1, Replica: 2}); !removed || !known {
 		t.Error("replica 2 was never removed")
 	}
-	// An older observation changes nothing.
+	// What is not newer changes nothing.
 	revision := r.state.Revision
-	r.apply(Observe{Group: 1, Epoch: 3, Members: []shardmap.Member{voter}})
+	for _, epoch := range []uint64{3, 4} {
+		r.apply(Observe{Group: 1, Epoch: epoch, Members: []shardmap.Member{voter}})
+	}
 	if r.state.Revision != revision {
-		t.Error("an old epoch changed the state")
+		t.Error("a known epoch changed the state")
+	}
+	// Nobody starts with a first membership that has passed.
+	first := voter
+	first.First = true
+	r.apply(Observe{Group: 1, Epoch: 5, Members: []shardmap.Member{first}})
+	if a := r.state.Map().Assigned(1); len(a) != 1 || a[0].First.Epoch != 0 {
+		t.Errorf("after a change: %+v", a)
+	}
+}
+
+func TestBirthOnlyOnce(t *testing.T) {
+	r := newRun()
+	for _, c := range storyOfAGroup(t) {
+		r.apply(c)
+	}
+	for _, id := range []raft.GroupID{1, 2, 77} {
+		got := r.apply(Commit{Operations: []Operation{{Body: Birth{Group: id, Generation: 1}}}}).(Committed)
+		if got.Refused[0] == nil {
+			t.Errorf("a birth of group %d was taken", id)
+		}
 	}
 }
 

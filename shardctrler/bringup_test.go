@@ -535,6 +535,10 @@ func TestExecuteRefuses(t *testing.T) {
 		if answer, err := a.controller().Execute(ctx, &flotillav1.ExecuteRequest{ClusterId: a.identity.ClusterID, OperationId: 1, Group: 2, Epoch: 0, Operation: stale}); err != nil || answer.Accepted {
 			t.Errorf("a passed epoch: %v %v", answer, err)
 		}
+		done := &flotillav1.ExecuteRequest_ChangeMembership{ChangeMembership: &flotillav1.ChangeMembership{Members: []*flotillav1.GroupMember{{ReplicaId: 1, NodeId: 1}}}}
+		if answer, err := a.controller().Execute(ctx, &flotillav1.ExecuteRequest{ClusterId: a.identity.ClusterID, OperationId: 1, Group: 2, Epoch: 0, Operation: done}); err != nil || !answer.Accepted {
+			t.Errorf("a change that was made: %v %v", answer, err)
+		}
 	})
 }
 

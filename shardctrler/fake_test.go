@@ -69,6 +69,8 @@ type fakeNode struct {
 	applied  int
 	stopped  chan struct{}
 
+	founded int // how often Found was called
+
 	// disk
 	identity Identity
 	hosted   map[raft.GroupID]raft.ReplicaID
@@ -317,6 +319,7 @@ func (n *fakeNode) Found(_ context.Context, id Identity) (Host, error) {
 	f := n.cluster
 	f.mu.Lock()
 	n.identity = id
+	n.founded++
 	n.hosted[raft.ConfigGroup] = 1
 	if f.groups[raft.ConfigGroup] == nil {
 		f.groups[raft.ConfigGroup] = &fakeGroup{id: raft.ConfigGroup,
