@@ -113,7 +113,7 @@ func TestHundredThousandPipelined(t *testing.T) {
 func TestSlowReader(t *testing.T) {
 	s, _ := startModel(t, 64, nil)
 	c := dial(t, s.Addr().String())
-	const size, n = 256 << 10, 1000 // 250 MiB of replies
+	const size, n = 256 << 10, 400 // 100 MiB of replies
 	c.expect("+OK\r\n", "SET", "big", strings.Repeat("v", size))
 	before := heapBytes()
 	sent := make(chan error, 1)

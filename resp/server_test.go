@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// testDeadline is how long a test waits for anything.
+// testDeadline is how long a test waits for anything: it bounds the time
+// without progress, not a test's length.
 const testDeadline = 10 * time.Second
 
 // start serves a backend on a free port until the test ends.
@@ -74,6 +75,7 @@ func dial(t testing.TB, addr string) *rawClient {
 
 func (c *rawClient) send(s string) {
 	c.t.Helper()
+	c.nc.SetDeadline(time.Now().Add(testDeadline))
 	if _, err := io.WriteString(c.nc, s); err != nil {
 		c.t.Fatalf("send: %v", err)
 	}
@@ -99,6 +101,7 @@ func (c *rawClient) do(args ...string) string {
 // reply reads one reply as its bytes.
 func (c *rawClient) reply() string {
 	c.t.Helper()
+	c.nc.SetDeadline(time.Now().Add(testDeadline))
 	s, err := readReply(c.r)
 	if err != nil {
 		c.t.Fatalf("reply: %v (so far %.100q)", err, s)
