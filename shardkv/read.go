@@ -43,8 +43,14 @@ func (s *Server) read(host Host, g *group, c *call, r readRequest, shard shardma
 			s.answer(c, s.failure(host, g.id, err))
 			return
 		}
-		s.reads.push(ready)
+		s.queueRead(ready)
 	})
+}
+
+func (s *Server) queueRead(r *readyRead) {
+	if !s.reads.push(r) {
+		s.answer(r.call, stopping())
+	}
 }
 
 // answerReads answers reads of one group from one view of its state.
@@ -58,33 +64,41 @@ func (s *Server) answerReads(batch []*readyRead) {
 		return
 	}
 	defer view.Close()
-	time, err := groupTime(view)
+	state, err := groupState(view)
 	for _, r := range batch {
-		if err != nil {
-			s.answer(r.call, &flotillav1.Response{Code: flotillav1.Code_INTERNAL, Message: err.Error()})
-			continue
+		switch {
+		case r.call.answered.Load(): // its time was up
+		case err != nil:
+			s.answer(r.call, s.readFailed(r, err))
+		case r.call.room != nil && !r.call.room():
+			s.answer(r.call, &flotillav1.Response{Code: flotillav1.Code_BUSY, Message: "too many answers wait to be sent on this connection"})
+		default:
+			s.answerRead(view, state, r)
 		}
-		s.answerRead(view, time, r)
 	}
 }
 
-func groupTime(view *statestore.View) (int64, error) {
+func groupState(view *statestore.View) (groupRecord, error) {
 	b, ok, err := view.Get(groupKey())
 	if err != nil || !ok {
-		return 0, err
+		return groupRecord{}, err
 	}
-	record, err := decodeGroupRecord(b)
-	return record.time, err
+	return decodeGroupRecord(b)
+}
+
+// readFailed: the store did not give what it should.
+func (s *Server) readFailed(r *readyRead, err error) *flotillav1.Response {
+	s.logger.Error("a read failed", "group", r.group.id, "shard", r.shard, "error", err)
+	return &flotillav1.Response{Code: flotillav1.Code_INTERNAL, Message: err.Error()}
 }
 
 // answerRead answers from the view, whose ownership of the shard it checks, or
 // has the group's time committed first.
-func (s *Server) answerRead(view *statestore.View, time int64, r *readyRead) {
-	a, soonest, err := r.evaluate(view, time)
+func (s *Server) answerRead(view *statestore.View, state groupRecord, r *readyRead) {
+	a, soonest, err := r.evaluate(view, state)
 	switch {
 	case err != nil:
-		s.logger.Error("a read failed", "group", r.group.id, "shard", r.shard, "error", err)
-		s.answer(r.call, &flotillav1.Response{Code: flotillav1.Code_INTERNAL, Message: err.Error()})
+		s.answer(r.call, s.readFailed(r, err))
 	case soonest != 0 && r.exact && s.timeFirst(r, soonest):
 	default:
 		s.answer(r.call, a.toWire(r.call.id))
@@ -106,7 +120,7 @@ func (s *Server) timeFirst(r *readyRead, soonest int64) bool {
 	host.ProposeUrgent(r.group.id, encodeCommand(timeOnly{}), func(res multiraft.Result) {
 		switch {
 		case res.Err == nil:
-			s.reads.push(r)
+			s.queueRead(r)
 		case errors.Is(res.Err, multiraft.ErrUnknown):
 			// It may have been committed; to the read it does not matter.
 			s.answer(r.call, &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: res.Err.Error()})
@@ -119,24 +133,17 @@ func (s *Server) timeFirst(r *readyRead, soonest int64) bool {
 
 // evaluate carries out the read. soonest is the earliest expiry of a key that
 // the answer depends on, 0 for none.
-func (r *readyRead) evaluate(view *statestore.View, time int64) (a *answer, soonest int64, err error) {
-	b, ok, err := view.Get(shardKey(r.shard))
-	if err != nil {
+func (r *readyRead) evaluate(view *statestore.View, state groupRecord) (a *answer, soonest int64, err error) {
+	record, err := r.ownership(view)
+	switch {
+	case err != nil:
 		return nil, 0, err
-	}
-	var record shardRecord
-	if ok {
-		if record, err = decodeShardRecord(b); err != nil {
-			return nil, 0, err
-		}
-	}
-	if !record.state.serves() {
-		if time == 0 {
-			return refusal(flotillav1.Code_UNAVAILABLE, "the group does not know its shards yet"), 0, nil
-		}
+	case !state.born:
+		return refusal(flotillav1.Code_UNAVAILABLE, "the group does not know its shards yet"), 0, nil
+	case !record.state.serves():
 		return refusal(flotillav1.Code_MOVED, fmt.Sprintf("group %d does not serve shard %d", r.group.id, r.shard)), 0, nil
 	}
-	v := shardView{view: snapshotView{view}, shard: r.shard, inc: record.incarnation, time: time}
+	v := shardView{view: snapshotView{view}, shard: r.shard, inc: record.incarnation, time: state.time}
 	note := func(expires int64) {
 		if expires != 0 && (soonest == 0 || expires < soonest) {
 			soonest = expires
@@ -147,6 +154,9 @@ func (r *readyRead) evaluate(view *statestore.View, time int64) (a *answer, soon
 		holds, found, err := v.holds(c)
 		if err != nil {
 			return nil, 0, err
+		}
+		if why := excess(v.looked, 0); why != "" {
+			return refusal(flotillav1.Code_INVALID, why), 0, nil
 		}
 		note(found.expires)
 		a.compared = a.compared && holds
@@ -163,22 +173,28 @@ func (r *readyRead) evaluate(view *statestore.View, time int64) (a *answer, soon
 			return nil, 0, err
 		}
 		note(expires)
-		if size += a.results[i].size(); size > resultsBytesMax {
-			return refusal(flotillav1.Code_INVALID, fmt.Sprintf("the results pass %d bytes: ask for fewer keys at once", resultsBytesMax)), 0, nil
+		size += a.results[i].size()
+		if why := excess(v.looked, size); why != "" {
+			return refusal(flotillav1.Code_INVALID, why), 0, nil
 		}
 	}
 	return a, soonest, nil
 }
 
-// resultsBytesMax bounds the results of one read, so that a response fits a
-// message.
-const resultsBytesMax = 32 << 20
+// ownership is the shard's record in the view from which the read is answered.
+func (r *readyRead) ownership(view *statestore.View) (shardRecord, error) {
+	b, ok, err := view.Get(shardKey(r.shard))
+	if err != nil || !ok {
+		return shardRecord{}, err
+	}
+	return decodeShardRecord(b)
+}
 
-// size is about what a result takes in memory.
+// size is about what a result takes in a message.
 func (r *result) size() int {
-	size := 64 + len(r.value)
+	size := len(r.value)
 	for _, p := range r.pairs {
-		size += 64 + len(p.key) + len(p.value)
+		size += 32 + len(p.key) + len(p.value)
 	}
 	return size
 }
@@ -189,7 +205,8 @@ type readQueue struct {
 	mu      sync.Mutex // guards what follows
 	byGroup map[raft.GroupID][]*readyRead
 	order   []raft.GroupID // groups with reads, the longest waiting first
-	arrived chan struct{}  // has an element when there are reads
+	closed  bool
+	arrived chan struct{} // has an element when there are reads
 }
 
 // readBatchMax bounds what is answered from one view.
@@ -199,8 +216,13 @@ func newReadQueue() *readQueue {
 	return &readQueue{byGroup: make(map[raft.GroupID][]*readyRead), arrived: make(chan struct{}, readers)}
 }
 
-func (q *readQueue) push(r *readyRead) {
+// push queues a read; false: nobody will answer it any more.
+func (q *readQueue) push(r *readyRead) bool {
 	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return false
+	}
 	waiting := q.byGroup[r.group.id]
 	q.byGroup[r.group.id] = append(waiting, r)
 	first := len(waiting) == 0
@@ -209,15 +231,20 @@ func (q *readQueue) push(r *readyRead) {
 	}
 	q.mu.Unlock()
 	if first {
-		q.signal()
+		signal(q.arrived)
 	}
+	return true
 }
 
-func (q *readQueue) signal() {
-	select {
-	case q.arrived <- struct{}{}:
-	default:
+// close takes no more reads, and returns those that are left.
+func (q *readQueue) close() (left []*readyRead) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	for _, reads := range q.byGroup {
+		left = append(left, reads...)
 	}
+	return left
 }
 
 // pop takes reads of the group that waits longest.

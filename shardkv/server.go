@@ -11,6 +11,7 @@ import (
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/internal/assert"
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/multiraft"
 	"github.com/flotilla-kv/flotilla/raft/statestore"
@@ -29,6 +30,9 @@ type Host interface {
 
 // Options of a Server.
 type Options struct {
+	// The functions are called for requests, some from the host's callbacks:
+	// they must not block nor ask the host. None may be nil.
+
 	// ClusterID is the cluster's, "" before the node belongs to one.
 	ClusterID func() string
 	// Self tells who the node is; 0 before it is registered.
@@ -81,6 +85,8 @@ type group struct {
 // NewServer starts a server without groups; the host adds them through
 // NewStateMachine. Until Attach all requests are answered "unavailable".
 func NewServer(options Options) *Server {
+	assert.That(options.ClusterID != nil && options.Self != nil && options.Shards != nil && options.Address != nil && options.HasQuorum != nil,
+		"shardkv.Options has a function that is nil")
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -99,11 +105,18 @@ func NewServer(options Options) *Server {
 // Attach gives the server its host.
 func (s *Server) Attach(host Host) { s.host.Store(&host) }
 
-// Close ends what NewServer began, and all streams. Requests that are under
-// way are answered by the host.
+// Close ends what NewServer began, and all streams. Writes under way are still
+// answered by the host, everything else is answered "unavailable".
 func (s *Server) Close() {
 	s.stop()
 	s.running.Wait()
+	for _, r := range s.reads.close() {
+		s.answer(r.call, stopping())
+	}
+}
+
+func stopping() *flotillav1.Response {
+	return &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: "the node is stopping"}
 }
 
 // NewStateMachine is what the host calls to run a replica of the group here.
@@ -112,6 +125,14 @@ func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) mult
 		g := &group{id: id, machine: NewMachine(id), replica: r}
 		s.groups.Store(id, g)
 		return g.machine
+	}
+}
+
+// RemoveGroup forgets a replica that the host has removed. Requests for it are
+// answered "unavailable". A replica that was started meanwhile stays.
+func (s *Server) RemoveGroup(key raft.ReplicaKey) {
+	if g := s.group(key.Group); g != nil && g.replica.ID() == key {
+		s.groups.CompareAndDelete(key.Group, g)
 	}
 }
 
@@ -136,7 +157,8 @@ type call struct {
 	id       uint64
 	group    raft.GroupID
 	done     func(*flotillav1.Response)
-	proposed bool // it may take effect
+	room     func() bool // whether a large answer can be taken; nil: always
+	changes  bool        // it may take effect
 	answered atomic.Bool
 }
 
@@ -158,7 +180,7 @@ func (s *Server) expired(c *call) {
 		reason = fmt.Sprintf("group %d has no quorum: most of its replicas cannot be reached", c.group)
 	}
 	switch {
-	case c.proposed:
+	case c.changes:
 		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_UNKNOWN, Message: reason})
 	case !quorum:
 		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_NO_QUORUM, Message: reason})
@@ -172,15 +194,21 @@ func (s *Server) expired(c *call) {
 // that was not answered when ctx ends is answered all the same.
 func (s *Server) Submit(_ context.Context, requests []*flotillav1.Request, done func(*flotillav1.Response)) {
 	for _, q := range requests {
-		s.submit(q, done)
+		s.submit(q, done, nil)
 	}
 }
 
-func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response)) {
-	c := &call{id: q.GetId(), done: done}
+// submit carries out one request. room, if not nil, says whether there is room
+// for the answer of a read.
+func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response), room func() bool) {
+	c := &call{id: q.GetId(), done: done, room: room}
 	shards := s.options.Shards()
 	host := s.host.Load()
-	if host == nil || shards == 0 {
+	switch {
+	case s.ctx.Err() != nil:
+		s.answer(c, stopping())
+		return
+	case host == nil || shards == 0:
 		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: "the node does not belong to a cluster yet"})
 		return
 	}
@@ -194,7 +222,7 @@ func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response)) 
 		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_UNAVAILABLE, Message: fmt.Sprintf("group %d is not on this node", q.GetGroup())})
 		return
 	}
-	c.group = g.id
+	c.group, c.changes = g.id, r.ask != nil || r.write != nil
 	s.wheel.add(c, serverTimeout(q.GetTimeoutMs()))
 	switch {
 	case r.ask != nil:
@@ -218,7 +246,6 @@ func serverTimeout(ms uint32) time.Duration {
 }
 
 func (s *Server) propose(host Host, g *group, c *call, cmd command) {
-	c.proposed = true
 	host.Propose(g.id, encodeCommand(cmd), func(res multiraft.Result) {
 		if res.Err != nil {
 			s.answer(c, s.failure(host, g.id, res.Err))
@@ -299,29 +326,28 @@ func (s *Server) keepTime(ctx context.Context) {
 			continue
 		}
 		s.groups.Range(func(_, v any) bool {
-			g := v.(*group)
-			if due := g.machine.NextDue(); due != math.MaxInt64 && due <= (*host).GroupClock(g.id) && s.leads(*host, g.id) {
-				s.commitTime(*host, g, func(error) {})
-			}
+			s.keepGroupTime(*host, v.(*group))
 			return true
 		})
 	}
 }
 
-func (s *Server) leads(host Host, id raft.GroupID) bool {
-	leader, _, ok := host.Leader(id)
-	return ok && leader.Node != 0 && leader.Node == s.options.Self()
-}
-
-// commitTime moves the group's time on to the present. One such entry at a
-// time is enough for keepTime; readers that wait for it propose their own.
-func (s *Server) commitTime(host Host, g *group, done func(error)) {
-	if !g.timing.CompareAndSwap(false, true) {
-		done(multiraft.ErrBusy)
+// keepGroupTime commits the group's time if something is due, and again until
+// nothing is: one entry removes a bounded number of keys and sessions.
+func (s *Server) keepGroupTime(host Host, g *group) {
+	due := g.machine.NextDue()
+	if due == math.MaxInt64 || !s.leads(host, g.id) || due > host.GroupClock(g.id) || !g.timing.CompareAndSwap(false, true) {
 		return
 	}
 	host.ProposeUrgent(g.id, encodeCommand(timeOnly{}), func(r multiraft.Result) {
 		g.timing.Store(false)
-		done(r.Err)
+		if r.Err == nil && s.ctx.Err() == nil {
+			s.keepGroupTime(host, g)
+		}
 	})
+}
+
+func (s *Server) leads(host Host, id raft.GroupID) bool {
+	leader, _, ok := host.Leader(id)
+	return ok && leader.Node != 0 && leader.Node == s.options.Self()
 }

@@ -2,12 +2,13 @@ package shardkv
 
 import (
 	"context"
+	"errors"
+	"io"
 	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 )
@@ -17,6 +18,7 @@ import (
 // control.
 const (
 	streamRequestsMax = 65_536
+	streamBytesMax    = 64 << 20 // of answers not sent yet: reads are answered "busy", and nothing more is read
 	batchResponsesMax = 4096
 	batchBytesMax     = 8 << 20
 )
@@ -24,7 +26,7 @@ const (
 // Do is one request; see the KV service.
 func (s *Server) Do(ctx context.Context, q *flotillav1.Request) (*flotillav1.Response, error) {
 	done := make(chan *flotillav1.Response, 1)
-	s.submit(q, func(r *flotillav1.Response) { done <- r })
+	s.submit(q, func(r *flotillav1.Response) { done <- r }, nil)
 	select {
 	case r := <-done:
 		return r, nil
@@ -51,6 +53,9 @@ func (s *Server) Batch(stream grpc.BidiStreamingServer[flotillav1.BatchRequest, 
 	}
 	stop()
 	running.Wait()
+	if errors.Is(err, io.EOF) {
+		return nil // the client has closed its side: it waits for nothing more
+	}
 	return err
 }
 
@@ -61,6 +66,7 @@ type batchStream struct {
 
 	mu         sync.Mutex // guards what follows
 	answers    []*flotillav1.Response
+	bytes      int // of answers, those being sent among them
 	unanswered int
 	arrived    chan struct{} // has an element when there are answers
 	sent       chan struct{} // has an element when unanswered has gone down
@@ -79,7 +85,9 @@ func (b *batchStream) read(ctx context.Context) error {
 		if err := b.admit(ctx, len(batch.GetRequests())); err != nil {
 			return err
 		}
-		b.server.Submit(ctx, batch.GetRequests(), b.answer)
+		for _, q := range batch.GetRequests() {
+			b.server.submit(q, b.answer, b.room)
+		}
 	}
 }
 
@@ -87,7 +95,7 @@ func (b *batchStream) read(ctx context.Context) error {
 func (b *batchStream) admit(ctx context.Context, n int) error {
 	for {
 		b.mu.Lock()
-		room := b.unanswered == 0 || b.unanswered+n <= streamRequestsMax
+		room := b.unanswered == 0 || b.unanswered+n <= streamRequestsMax && b.bytes < streamBytesMax
 		if room {
 			b.unanswered += n
 		}
@@ -103,9 +111,17 @@ func (b *batchStream) admit(ctx context.Context, n int) error {
 	}
 }
 
+// room tells whether another large answer can be taken.
+func (b *batchStream) room() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bytes < streamBytesMax
+}
+
 func (b *batchStream) answer(r *flotillav1.Response) {
 	b.mu.Lock()
 	b.answers = append(b.answers, r)
+	b.bytes += largePart(r)
 	b.mu.Unlock()
 	signal(b.arrived)
 }
@@ -129,31 +145,33 @@ func (b *batchStream) write(ctx context.Context) error {
 		answers := b.answers
 		b.answers = nil
 		b.mu.Unlock()
-		total := len(answers)
 		for len(answers) > 0 {
-			n := messageLength(answers)
+			n, bytes := messageLength(answers)
 			if err := b.stream.Send(&flotillav1.BatchResponse{Responses: answers[:n]}); err != nil {
 				return err
 			}
+			clear(answers[:n]) // they may be large
 			answers = answers[n:]
+			b.mu.Lock()
+			b.unanswered -= n
+			b.bytes -= bytes
+			b.mu.Unlock()
+			signal(b.sent)
 		}
-		b.mu.Lock()
-		b.unanswered -= total
-		b.mu.Unlock()
-		signal(b.sent)
 	}
 }
 
-// messageLength is how many of the answers, at least one, go into a message.
-func messageLength(answers []*flotillav1.Response) int {
-	bytes := 0
+// messageLength is how many of the answers, at least one, go into a message,
+// and what they measure.
+func messageLength(answers []*flotillav1.Response) (n, bytes int) {
 	for i, r := range answers {
-		if i > 0 && (i == batchResponsesMax || bytes+largePart(r) > batchBytesMax) {
-			return i
+		size := largePart(r)
+		if i > 0 && (i == batchResponsesMax || bytes+size > batchBytesMax) {
+			return i, bytes
 		}
-		bytes += largePart(r)
+		bytes += size
 	}
-	return len(answers)
+	return len(answers), bytes
 }
 
 // largePart is about the size of a response; only what may be large is
@@ -162,8 +180,8 @@ func largePart(r *flotillav1.Response) int {
 	size := 64
 	for _, result := range r.GetResults() {
 		size += 64 + len(result.GetValue())
-		if len(result.GetPairs()) > 0 {
-			size += proto.Size(result)
+		for _, p := range result.GetPairs() {
+			size += 32 + len(p.GetKey()) + len(p.GetValue())
 		}
 	}
 	return size
