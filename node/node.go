@@ -248,6 +248,7 @@ func (n *Node) HandOver(ctx context.Context) {
 		return
 	}
 	n.health.Shutdown()
+	n.ctrl.BeginStop()
 	ctx, cancel := context.WithTimeout(ctx, handOverMax)
 	defer cancel()
 	if err := host.Drain(ctx); err != nil {
