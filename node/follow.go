@@ -9,6 +9,7 @@ import (
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/multiraft"
+	"github.com/flotilla-kv/flotilla/shardctrler"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -45,15 +46,7 @@ func (n *Node) followOnce(ctx context.Context, m *shardmap.Map) (again bool) {
 		return false
 	}
 	n.deleteRemoved(host)
-	for _, node := range m.Nodes {
-		switch {
-		case node.ID == id.Node:
-		case node.State == shardmap.NodeRemoved:
-			n.transport.RemovePeer(node.ID)
-		default:
-			n.transport.SetAddr(node.ID, node.Addr)
-		}
-	}
+	again = n.followAddresses(m, id)
 	assigned := make(map[raft.ReplicaKey]bool)
 	for _, a := range m.Assigned(id.Node) {
 		assigned[a.Key] = true
@@ -64,6 +57,38 @@ func (n *Node) followOnce(ctx context.Context, m *shardmap.Map) (again bool) {
 	for _, s := range host.Statuses() {
 		key := s.Key
 		if !assigned[key] && n.removeUnassigned(ctx, host, key) != nil {
+			again = true
+		}
+	}
+	return again
+}
+
+// followAddresses tells the transport where the other nodes are. A node that
+// gossip hears of is where it says it is: after a restart of all under new
+// addresses the map knows only the old ones, and cannot change before the
+// config group has a leader again. An address proves nothing: the transport
+// checks who answers there.
+func (n *Node) followAddresses(m *shardmap.Map, id shardctrler.Identity) (again bool) {
+	heard := make(map[raft.NodeID]string)
+	for _, member := range n.gossip.Members() {
+		if member.Node != 0 && member.ClusterID == id.ClusterID {
+			heard[member.Node] = member.Addr
+		}
+	}
+	for _, node := range m.Nodes {
+		if node.ID == id.Node {
+			continue
+		}
+		if node.State == shardmap.NodeRemoved {
+			n.transport.RemovePeer(node.ID)
+			continue
+		}
+		addr := node.Addr
+		if at, ok := heard[node.ID]; ok {
+			addr = at
+		}
+		if err := n.transport.SetAddr(node.ID, addr); err != nil {
+			n.logger.Warn("a node's address cannot be used", "peer", node.ID, "addr", addr, "error", err)
 			again = true
 		}
 	}

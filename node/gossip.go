@@ -23,7 +23,10 @@ func (n *Node) openGossip(identity logstore.Identity) error {
 		Key:       n.options.GossipKey,
 		Meta:      meta,
 		Logger:    n.logger,
-		OnChange:  func() { n.ctrlNews(func(c *shardctrler.Controller) { c.PeersChanged() }) },
+		OnChange: func() {
+			n.note()
+			n.ctrlNews(func(c *shardctrler.Controller) { c.PeersChanged() })
+		},
 		OnHint: func(h gossip.Hint) {
 			n.ctrlNews(func(c *shardctrler.Controller) { c.LeaderChanged(h.Group, h.Leader) })
 		},

@@ -61,6 +61,7 @@ type Node struct {
 	failed  chan error    // has the first fatal error
 	changed chan struct{} // has an element when leaders or replicas have changed
 
+	ended   chan struct{}      // closed when Stop is called
 	stop    context.CancelFunc // ends the node's own goroutines
 	running sync.WaitGroup     // of them
 }
@@ -80,6 +81,7 @@ func Start(options Options) (*Node, error) {
 		logger:  options.Logger,
 		failed:  make(chan error, 1),
 		changed: make(chan struct{}, 1),
+		ended:   make(chan struct{}),
 	}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.closeAll(context.Background()))
@@ -263,6 +265,7 @@ const handOverMax = 5 * time.Second
 // Stop ends the node: it answers what is under way, flushes and closes. It may
 // be called once.
 func (n *Node) Stop(ctx context.Context) error {
+	close(n.ended)
 	closed := make(chan error, 1)
 	go func() { closed <- n.closeAll(ctx) }()
 	select {
