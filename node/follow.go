@@ -121,7 +121,16 @@ func (n *Node) removeUnassigned(ctx context.Context, host *multiraft.Host, key r
 	if err != nil || !answer.Removed {
 		return err
 	}
-	return host.Remove(key)
+	return n.remove(host, key)
+}
+
+// remove deletes a replica that is no member of its group any more.
+func (n *Node) remove(host *multiraft.Host, key raft.ReplicaKey) error {
+	if err := host.Remove(key); err != nil {
+		return err
+	}
+	n.kv.RemoveGroup(key)
+	return nil
 }
 
 // replicaRemoved hears from the host that a replica's own log removed it;
@@ -140,7 +149,7 @@ func (n *Node) deleteRemoved(host *multiraft.Host) {
 	n.removed = nil
 	n.removedMu.Unlock()
 	for _, key := range removed {
-		if err := host.Remove(key); err != nil {
+		if err := n.remove(host, key); err != nil {
 			n.logger.Warn("a removed replica could not be deleted", "group", key.Group, "replica", key.Replica, "error", err)
 		}
 	}
