@@ -61,13 +61,22 @@ func (d *delegate) MergeRemoteState(b []byte, _ bool) {
 }
 
 // NotifyJoin and the two below tell of changes.
-func (d *delegate) NotifyJoin(*memberlist.Node) { d.changed() }
+func (d *delegate) NotifyJoin(node *memberlist.Node) {
+	d.gossip.see(node)
+	d.changed()
+}
 
 // NotifyLeave tells that a member left or is taken for dead.
-func (d *delegate) NotifyLeave(*memberlist.Node) { d.changed() }
+func (d *delegate) NotifyLeave(node *memberlist.Node) {
+	d.gossip.lose(node.Name)
+	d.changed()
+}
 
 // NotifyUpdate tells of new meta data.
-func (d *delegate) NotifyUpdate(*memberlist.Node) { d.changed() }
+func (d *delegate) NotifyUpdate(node *memberlist.Node) {
+	d.gossip.see(node)
+	d.changed()
+}
 
 func (d *delegate) changed() {
 	if d.gossip.options.OnChange != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -63,7 +64,11 @@ type Gossip struct {
 	stop    chan struct{}
 	running sync.WaitGroup
 
-	mu        sync.Mutex // guards what follows
+	name string // this process's
+	addr string // likewise; set by Start
+
+	mu        sync.Mutex        // guards what follows
+	seen      map[string]Member // by memberlist's name, this process aside
 	meta      Meta
 	encoded   []byte
 	highWater uint64
@@ -88,6 +93,8 @@ func Start(options Options) (*Gossip, error) {
 		stop:    make(chan struct{}),
 		meta:    options.Meta,
 		encoded: encoded,
+		name:    options.RandomID + "." + strconv.FormatUint(options.Meta.Boot, 36),
+		seen:    make(map[string]Member),
 	}
 	config, err := g.config()
 	if err != nil {
@@ -101,6 +108,7 @@ func Start(options Options) (*Gossip, error) {
 	g.mu.Lock()
 	g.list = list
 	g.mu.Unlock()
+	g.addr = list.LocalNode().Address() // before anybody could write to the node
 	g.running.Go(g.joinForever)
 	return g, nil
 }
@@ -115,7 +123,7 @@ func (g *Gossip) config() (*memberlist.Config, error) {
 		return nil, fmt.Errorf("address %q: no such port", g.options.Listen)
 	}
 	c := memberlist.DefaultLANConfig()
-	c.Name = g.options.RandomID + "." + strconv.FormatUint(g.options.Meta.Boot, 36)
+	c.Name = g.name
 	c.BindAddr, c.BindPort = host, port
 	c.AdvertisePort = port
 	if g.options.Advertise != "" {
@@ -161,22 +169,34 @@ func (g *Gossip) size() int {
 }
 
 // Addr is where this process listens, as others are told.
-func (g *Gossip) Addr() string { return g.list.LocalNode().Address() }
+func (g *Gossip) Addr() string { return g.addr }
 
 // Members are the nodes heard of, this one aside, ascending by address; of a
 // node that has had several lives the latest.
 func (g *Gossip) Members() []Member {
-	var members []Member
-	own := g.list.LocalNode().Name
-	for _, node := range g.list.Members() {
-		if node.Name == own {
-			continue
-		}
-		if meta, err := decodeMeta(node.Meta); err == nil {
-			members = append(members, Member{Meta: meta, GossipAddr: node.Address()})
-		}
-	}
+	g.mu.Lock()
+	members := slices.Collect(maps.Values(g.seen))
+	g.mu.Unlock()
 	return latestLives(members)
+}
+
+// see notes a member. memberlist calls it while it holds the lock that guards
+// its nodes: what Members of memberlist returns is not safe to read.
+func (g *Gossip) see(node *memberlist.Node) {
+	meta, err := decodeMeta(node.Meta)
+	if err != nil || node.Name == g.name {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.seen[node.Name] = Member{Meta: meta, GossipAddr: node.Address()}
+}
+
+// lose drops a member.
+func (g *Gossip) lose(name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.seen, name)
 }
 
 // latestLives leaves one member for each node id and address.
@@ -290,11 +310,11 @@ func (g *Gossip) joinForever() {
 
 // missing are the addresses to join that no member has.
 func (g *Gossip) missing() []string {
-	var missing []string
-	for _, addr := range g.options.Join {
-		if !slices.ContainsFunc(g.list.Members(), func(n *memberlist.Node) bool { return n.Address() == addr }) {
-			missing = append(missing, addr)
-		}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	present := make(map[string]bool)
+	for _, m := range g.seen {
+		present[m.GossipAddr] = true
 	}
-	return missing
+	return slices.DeleteFunc(slices.Clone(g.options.Join), func(addr string) bool { return present[addr] })
 }
