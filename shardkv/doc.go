@@ -1,71 +1,114 @@
-// Package shardkv is a replica group: the state machine of its shards' keys
-// and sessions, and the server that stands before the groups of a node.
+// Package shardkv is what a replica group does with its log: keys of the
+// shards it owns, the sessions of those who write them, and the life of the
+// shards themselves.
 //
-// # The idea
+// [Machine] is the state machine: a pure step from (state, group time,
+// command) to (writes, answer). The same entries make the same bytes at every
+// replica, however they were batched and whenever it was restarted. [Server] is
+// the node's front to all its groups: it checks requests, has writes committed,
+// reads from consistent views, and answers every request once, within its time.
 //
-// [Machine] is pure: an entry (commands and the leader's stamp) and a state
-// give the next state and an answer for each command. It never looks at a
-// clock: a group's time is the largest stamp applied, and a key expires when
-// the group's time says so. [Server] takes requests over gRPC or in process,
-// checks them, proposes writes, asks for the index of reads, and answers.
+// # Shards
 //
-// # What holds
+// A group is born with its first shards (command birth, once for ever); it
+// serves a shard that is owned or exporting. Ownership is checked where it
+// counts: of a write when its entry is applied, of a read in the view from which
+// it is answered. A write to a shard that is not served changes nothing, is not
+// recorded, and is answered MOVED. Each shard counts its writes, and a key's
+// version is the count at its last write: versions only grow and no two writes
+// of a shard share one. Stored keys carry an incarnation, which the group takes
+// anew for every copy it begins, so that nothing late for one copy touches
+// another.
 //
-//   - Ownership is checked when a write is applied, and for a read in the view
-//     from which it is answered. "Moved", "busy", "not leader" and
-//     "unavailable" promise that the attempt had and will have no effect;
-//     "unknown" does not.
-//   - A numbered write (RIFL) takes effect once: its answer is recorded with
-//     its effect, also that of a refused condition, and given again to every
-//     retry until the client says that it waits no more (lowest). Nothing is
-//     evicted: a full table answers "busy". A session ends when the group's
-//     time passes its birth by an hour; from then on its writes are answered
-//     "expired", so what is forgotten is never applied again.
-//   - A shard counts its writes, and a key's version is the count at its last
-//     one: versions only grow, and no two writes of a shard share one.
-//   - An unconditional put does not read what was there.
-//   - A leader that would answer with a key whose expiry the clock has passed
-//     has the group's time committed first. It does so too when the next key or
-//     session falls due; a group where nothing does is left alone.
+// # Time
 //
-// What it refuses: keys outside the stated shard, sizes beyond the limits,
-// requests that would read, write or answer too much (all or nothing, before
-// the first operation), sessions born in the future. A committed command that
-// is not understood stops the node: it must not be skipped.
+// A group's time is the largest stamp applied. A key is there until group time
+// reaches its expiry; what has expired is removed by whichever entry comes next
+// (a bounded number at once; absent is all of it from the first). The leader
+// has an entry committed for the sake of time in two cases only: it would
+// answer with a key whose expiry its clock has passed, or something is due
+// (Machine.NextDue). A group without expiries and sessions does nothing.
 //
-// # Records
+// # Sessions (RIFL)
 //
-// Keys within the replica's part of the state store; integers big-endian, u a
-// uvarint, i a signed varint, t a u length and so many bytes, b a byte.
+// A numbered write is applied at most once. Its answer is recorded in the shard
+// under (client, birth, number), whatever it is: done, a condition unmet, or
+// refused as too much. It is dropped when a later write of the session says
+// that it is not waited for any more (lowest); numbers below that are refused.
+// The session is forgotten when group time has passed its birth by an hour, and
+// whatever comes under its name from then on is answered SESSION_EXPIRED. An
+// outcome is itself a log entry: it tells what became of a number, and closes
+// one that was not applied.
 //
-//	'g'                                     born b, time i, last incarnation u
-//	's' shard 4                             state b, generation u, incarnation u, writes u
-//	'k' shard 4 | incarnation 8 | key       version 8, expiry 8 (unix ms, 0: never), value
-//	'e' expiry 8 | shard 4 | inc. 8 | key   (empty)
-//	'a' shard 4 | incarnation 8 | client 8 | birth 8 | seq 8
-//	                                        lowest u, flags b, result*
-//	result                                  status b, existed b, value t, version u, number i,
-//	                                        expiry i, count u, (key t, value t, version u, expiry i)*, next t
+// Answers lie in the store as they are, previous values and all, so a retry is
+// told exactly what the first attempt was. In memory stay the small ones; one
+// over 256 bytes is read again if it is asked for. Per session and shard 16,384
+// answers or 64 MiB are kept, per group 262,144 sessions, 2^20 answers or 1 GiB.
+// At a limit new numbers are answered BUSY; nothing is evicted.
 //
-// An entry of the expiry index counts only if its key still expires then: it is
-// not looked for when a key is overwritten. The incarnation is taken anew for
-// each copy of a shard that a group gets, so that whatever is late for one copy
-// hits only its own.
+// # What is refused
+//
+// Before the log, as INVALID: keys that are empty, over 65,535 bytes or of
+// another shard, values over 4 MiB, requests over 8 MiB of keys and values or
+// 16,384 operations, a negative time to live, unknown operations.
+// When applied, before the first operation takes effect, also as INVALID:
+// transactions whose results may pass 32 MiB or that may read and write more
+// than 256 MiB (see bounds.go); the same bounds hold for reads.
+// A committed command that is not understood stops the node.
+//
+// # Reads
+//
+// Linearizable by ReadIndex, all reads of a group that are ready from one view.
+// LEASE uses the leader's lease if it has one, follower reads ask the leader
+// for its index. STALE is served as a follower read: it is stronger than asked,
+// and costs a round trip.
 //
 // # Commands
 //
-// Version b (1), kind b, and by kind; n* stands for a u count and so many n.
+// One committed command; uv is an unsigned varint, v a signed (zigzag) one,
+// bytes are a uv length and so many bytes; other numbers are big-endian.
 //
-//	1 write    shard u, client 8, birth i, seq u, lowest u, compare*, op*, otherwise op*
-//	2 birth    generation u, shard u*
-//	3 time
-//	4 outcome  shard u, client 8, birth i, seq u
+//	version  1   1
+//	kind     1   1 write, 2 birth, 3 time, 4 outcome
 //
-//	compare    target b, key t, then by target: version u or value t
-//	op         kind b, then by kind:
-//	  get      key t, flags b          put     key t, value t, flags b, condition b
-//	  delete   key t, flags b, version u       (version u | expected t), ttl i, expiry i
-//	  append   key t, value t          incr    key t, by i
-//	  expire   key t, ttl i, expiry i
-//	  scan, clear  start t, end t, prefix t, limit u, flags b
+//	write    shard uv | client 8 | birth v | seq uv | lowest uv (seq 0: not numbered)
+//	         | compares | ops | otherwise, each a uv count and so many of
+//	compare  target 1 (0 exists, 1 absent, 2 version, 3 value) | key bytes
+//	         | version uv (target 2) | value bytes (target 3)
+//	op       kind 1, and then
+//	  1 get     key bytes | flags 1 (4 no value)
+//	  2 put     key bytes | value bytes | flags 1 (1 keep ttl, 2 previous)
+//	            | condition 1 (0 always, 1 absent, 2 present, 3 version, 4 value)
+//	            | version uv (3) | expected bytes (4) | ttl v | expire at v
+//	  3 delete  key bytes | flags 1 (2 previous) | version uv
+//	  4 append  key bytes | value bytes
+//	  5 incr    key bytes | by v
+//	  6 expire  key bytes | ttl v | expire at v
+//	  7 scan    start, end, prefix bytes | limit uv | flags 1 (8 keys only, 16 count only)
+//	  8 clear   as scan
+//	birth    generation uv | count uv | count times shard uv
+//	time     nothing
+//	outcome  shard uv | client 8 | birth v | seq uv
+//
+// # Stored records
+//
+// Keys are those within a replica's space of the state store.
+//
+//	'g'                                               the group: born 1 | time v | last incarnation uv
+//	's' shard 4                                       a shard: state 1 | generation uv | incarnation uv | writes uv
+//	'k' shard 4 | incarnation 8 | key                 a key: version 8 | expiry 8 (unix ms, 0 never) | value
+//	'e' expiry 8 | shard 4 | incarnation 8 | key      (empty) look at that key when group time gets there
+//	'a' shard 4 | incarnation 8 | client 8 | birth 8 | seq 8    an answer
+//
+// An entry of the expiry index may be out of date: what counts is the expiry in
+// the key's own record. So a write need not read what it replaces.
+//
+//	answer   lowest uv (of the session by then) | flags 1 (1 compared, 2 closed)
+//	         closed: message bytes
+//	         else count uv, and count times
+//	         status 1 | flags 1 (1 existed) | value bytes | version uv | number v
+//	         | expiry v | count uv | pairs uv, each key bytes | value bytes | version uv
+//	         | expiry v | next bytes
+//
+// [Digest] tells whether two copies of a shard are the same.
 package shardkv

@@ -228,3 +228,78 @@ func TestPagesOfAScan(t *testing.T) {
 		t.Fatalf("a large first value makes a page of %d", len(res.pairs))
 	}
 }
+
+// TestASnapshotReplacesEverything that a state machine had in memory.
+func TestASnapshotReplacesEverything(t *testing.T) {
+	other, r := newRig(t), newRig(t)
+	other.born(t, epoch, 1)
+	other.one(t, epoch, plain(0, put("k", "v")))
+	r.born(t, epoch, 3)
+	r.one(t, epoch+5, numbered(2, alice, 1, 1, op{kind: opPut, key: []byte("x"), ttl: 10}))
+
+	kept := r.machine
+	other.copyTo(t, r)
+	if err := kept.Restored(r.replica); err != nil {
+		t.Fatal(err)
+	}
+	r.machine = kept
+	if kept.NextDue() != math.MaxInt64 || kept.state.time != epoch {
+		t.Fatalf("due %d, time %d", kept.NextDue(), kept.state.time)
+	}
+	wantCode(t, r.one(t, epoch, numbered(2, alice, 1, 1, put("x", "y"))), flotillav1.Code_MOVED)
+	a := r.one(t, epoch, numbered(0, alice, 1, 1, get("k"), put("k", "w")))
+	if string(a.results[0].value) != "v" || a.replayed || a.results[1].version != 2 {
+		t.Fatalf("answered %s", show(a))
+	}
+}
+
+func TestEdgesOfExpiry(t *testing.T) {
+	r := newRig(t)
+	r.born(t, epoch, 1)
+	// An expiry that falls on time 0 is long past, not "never".
+	a := r.one(t, epoch, plain(0, put("k", "v"), expireIn("k", -epoch), get("k")))
+	if a.results[2].status != statusAbsent {
+		t.Fatalf("the key lives: %s", show(a))
+	}
+	// The expiry of a key that has gone is not kept.
+	past := op{kind: opPut, key: []byte("k"), expireAt: epoch - 1}
+	keep := op{kind: opPut, key: []byte("k"), value: []byte("w"), keepTTL: true}
+	a = r.one(t, epoch, plain(0, past, get("k"), keep, get("k")))
+	if a.results[1].status != statusAbsent || a.results[3].status != statusDone || a.results[3].expires != 0 {
+		t.Fatalf("answered %s", show(a))
+	}
+	// The latest time there is.
+	a = r.one(t, epoch, plain(0, expireIn("k", math.MaxInt64), get("k")))
+	if a.results[1].expires != math.MaxInt64 {
+		t.Fatalf("answered %s", show(a))
+	}
+}
+
+func TestAValueDoesNotGrowPastItsLimit(t *testing.T) {
+	r := newRig(t)
+	r.born(t, epoch, 1)
+	r.one(t, epoch, plain(0, put("k", string(make([]byte, ValueBytesMax-1)))))
+	a := r.one(t, epoch, plain(0, appendTo("k", "xy"), appendTo("k", "x"), appendTo("k", "x")))
+	got := [3]status{a.results[0].status, a.results[1].status, a.results[2].status}
+	if got != [3]status{statusTooLarge, statusDone, statusTooLarge} || a.results[1].number != ValueBytesMax {
+		t.Fatalf("answered %s", show(a))
+	}
+}
+
+func TestNamesAndValuesDoNotRunTogether(t *testing.T) {
+	a, b := digestOf(kindValue, []byte("a"), []byte("bc"))
+	c, d := digestOf(kindValue, []byte("ab"), []byte("c"))
+	e, f := digestOf(kindAnswer, []byte("a"), []byte("bc"))
+	if a == c && b == d || a == e && b == f {
+		t.Fatal("different records have one digest")
+	}
+	var sum ShardDigest
+	for range 8 { // the carry reaches the upper half
+		sum.Low = math.MaxUint64
+		high := sum.High
+		sum.add(kindValue, []byte("a"), []byte("bc"))
+		if sum.High != high+a+1 {
+			t.Fatalf("the sum of %x and %x has the upper half %x", high, a, sum.High)
+		}
+	}
+}

@@ -499,6 +499,12 @@ func TestLargeAnswersAreRefused(t *testing.T) {
 			lengths = append(lengths, &flotillav1.Op{Op: &flotillav1.Op_Get{Get: &flotillav1.Get{Key: []byte(key), NoValue: true}}})
 		}
 		b.want(b.do(ask(lengths...)), flotillav1.Code_INVALID)
+		counts := make([]*flotillav1.Op, 80)
+		for i := range counts {
+			counts[i] = &flotillav1.Op{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{CountOnly: true}}}
+		}
+		b.want(b.do(ask(counts...)), flotillav1.Code_INVALID)
+		b.want(b.do(ask(counts[:9]...)), flotillav1.Code_OK)
 		r := b.want(b.do(ask(lengths[:9]...)), flotillav1.Code_OK)
 		if r.Results[0].Number != ValueBytesMax || len(r.Results[0].Value) != 0 {
 			t.Fatalf("length %d", r.Results[0].Number)
@@ -604,6 +610,25 @@ func TestAStreamCarriesManyInFew(t *testing.T) {
 	})
 }
 
+// TestAFullStreamGoesOn: what was answered makes room for more.
+func TestAFullStreamGoesOn(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		s := newFakeStream(t.Context(), 0)
+		go b.server.Batch(s)
+		q := new(flotillav1.BatchRequest)
+		for range streamRequestsMax {
+			q.Requests = append(q.Requests, &flotillav1.Request{})
+		}
+		answers := 0
+		for range 2 {
+			s.requests <- q
+			for end := answers + streamRequestsMax; answers < end; {
+				answers += len((<-s.sent).Responses)
+			}
+		}
+	})
+}
+
 // TestAStreamNobodyReads holds a bounded number of bytes: reads are answered
 // "busy", and nothing more is taken in.
 func TestAStreamNobodyReads(t *testing.T) {
@@ -639,6 +664,10 @@ func TestAStreamNobodyReads(t *testing.T) {
 		}
 		if bytes > streamBytesMax+(readers+1)*ValueBytesMax || busy < 70 {
 			t.Fatalf("%d bytes were held, %d answers were busy", bytes, busy)
+		}
+		s.requests <- &flotillav1.BatchRequest{Requests: []*flotillav1.Request{ask(wireGet(key))}}
+		for _, r := range (<-s.sent).Responses { // there is room again
+			b.want(r, flotillav1.Code_OK)
 		}
 		b.server.Close()
 		if err := <-ended; err == nil {

@@ -71,8 +71,8 @@ func TestAnEndedSessionNeverWrites(t *testing.T) {
 	end := epoch + sessionLife.Milliseconds()
 	wantNumber(t, r.one(t, end-1, w), 1, true)
 	wantCode(t, r.one(t, end, w), flotillav1.Code_SESSION_EXPIRED)
-	if n := len(r.machine.sessions.byKey); n != 0 {
-		t.Fatalf("%d sessions are still kept", n)
+	if s := r.machine.sessions; len(s.byKey) != 0 || len(s.ends) != 0 || s.answers != 0 || s.bytes != 0 {
+		t.Fatalf("%d sessions with %d answers of %d bytes are still kept", len(s.byKey), s.answers, s.bytes)
 	}
 	for stamp := end; stamp < end+3; stamp++ { // forgotten, and still refused, also with the clock back
 		wantCode(t, r.one(t, stamp-1000, w), flotillav1.Code_SESSION_EXPIRED)
@@ -145,6 +145,13 @@ func fillLarge(t *testing.T, r *rig, n int) {
 	}
 }
 
+func repeat(o op, n int) (ops []op) {
+	for range n {
+		ops = append(ops, o)
+	}
+	return ops
+}
+
 func getLarge(n int) (ops []op) {
 	for i := range n {
 		ops = append(ops, get(fmt.Sprint("large", i)))
@@ -165,6 +172,7 @@ func TestNothingHappensPastTheBounds(t *testing.T) {
 		"answers":  append([]op{put("mark", "x")}, getLarge(9)...),
 		"work":     appends,
 		"previous": {put("mark", "x"), large, appendTo("large1", strings.Repeat("y", ValueBytesMax)), large, large, large, large, large, large, large, large, large},
+		"growth":   append([]op{put("mark", "x"), appendTo("grows", strings.Repeat("y", ValueBytesMax))}, repeat(get("grows"), 9)...),
 		"scans":    {put("mark", "x"), scanAll(), scanAll(), scanAll(), scanAll(), scanAll(), scanAll(), scanAll(), scanAll(), scanAll()},
 	} {
 		t.Run(name, func(t *testing.T) {
