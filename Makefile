@@ -6,7 +6,7 @@ GO      ?= go
 PKGS    := ./...
 export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
 
-.PHONY: all build check test lint fmt-check generated race unit process seeds readme bench bench-peers soak fuzz
+.PHONY: all build check test lint fmt-check generated race unit process seeds readme bench bench-peers fuzz
 
 all: check
 
@@ -56,8 +56,6 @@ bench: build ## a cluster of three processes under load
 bench-peers: build ## ours and etcd's, side by side
 	cd tests/peers && $(GO) run . $(BENCH_FLAGS)
 
-soak: ## ten minutes of full load, memory and log watched
-	$(GO) test -count=1 -timeout 60m -tags 'process soak' ./tests/process/... -run Soak -v
 
 # timed NAME,COMMAND runs the command and prints how long it took.
 define timed

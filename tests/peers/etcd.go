@@ -31,7 +31,7 @@ func runEtcdMember(ctx context.Context, args []string) error {
 	config := embed.NewConfig()
 	config.Name = *name
 	config.Dir = *dir
-	config.LogLevel = "error"
+	config.LogLevel = "panic" // its shutdown is an error to it
 	config.ListenClientUrls = []url.URL{{Scheme: "http", Host: *client}}
 	config.AdvertiseClientUrls = config.ListenClientUrls
 	config.ListenPeerUrls = []url.URL{{Scheme: "http", Host: *peer}}
