@@ -7,6 +7,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/gossip"
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/multiraft"
 	"github.com/flotilla-kv/flotilla/shardctrler"
@@ -45,6 +46,7 @@ func (n *Node) followOnce(ctx context.Context, m *shardmap.Map) (again bool) {
 	if m == nil || host == nil || !known {
 		return false
 	}
+	n.gossip.SetHighWater(m.Revision)
 	n.deleteRemoved(host)
 	again = n.followAddresses(m, id)
 	assigned := make(map[raft.ReplicaKey]bool)
@@ -106,7 +108,10 @@ func (n *Node) startAssigned(host *multiraft.Host, m *shardmap.Map, a shardmap.A
 		preferred = group.Preferred
 	}
 	err := host.Start(n.replicaSpec(a.Key, a.First, preferred))
-	if err != nil {
+	if err == nil {
+		delete(n.startErrors, a.Key)
+	} else if n.startErrors[a.Key] != err.Error() {
+		n.startErrors[a.Key] = err.Error() // it is tried again, and told once
 		n.logger.Warn("a replica could not be started", "group", a.Key.Group, "replica", a.Key.Replica, "error", err)
 	}
 	return err
@@ -158,6 +163,9 @@ func (n *Node) deleteRemoved(host *multiraft.Host) {
 // leaderChanged hears from the host who leads a group now.
 func (n *Node) leaderChanged(c multiraft.LeaderChange) {
 	n.ctrl.LeaderChanged(c.Group, c.Leader.Node)
+	if c.Role == raft.Leader {
+		n.gossip.BroadcastHint(gossip.Hint{Group: c.Group, Leader: c.Leader.Node, Term: c.Term})
+	}
 	n.note()
 }
 

@@ -45,25 +45,32 @@ func (n *Node) Adopt(_ context.Context, id shardctrler.Identity) (shardctrler.Ho
 }
 
 func (n *Node) adopt(id shardctrler.Identity) (shardctrler.Host, error) {
-	identity, _ := n.log.Identity()
-	identity.ClusterID, identity.Node = id.ClusterID, id.Node
-	if err := n.log.SetIdentity(identity); err != nil {
-		return nil, err
-	}
-	n.gossip.UpdateMeta(n.meta(identity))
-	host, err := n.openHost(id)
+	identity, err := n.changeIdentity(func(i *logstore.Identity) { i.ClusterID, i.Node = id.ClusterID, id.Node })
 	if err != nil {
 		return nil, err
 	}
-	return host, nil
+	if err := n.gossip.UpdateMeta(n.meta(identity)); err != nil {
+		return nil, err
+	}
+	return n.openHost(id)
+}
+
+// changeIdentity changes the durable identity, one change at a time: a map
+// that is remembered just now must not write the identity of a moment ago over
+// the one that registration gave.
+func (n *Node) changeIdentity(change func(*logstore.Identity)) (logstore.Identity, error) {
+	n.identityMu.Lock()
+	defer n.identityMu.Unlock()
+	identity, _ := n.log.Identity()
+	change(&identity)
+	return identity, n.log.SetIdentity(identity)
 }
 
 // saveMap remembers the controller's map, so that a restart needs neither
 // gossip nor --join.
 func (n *Node) saveMap(encoded []byte) error {
-	identity, _ := n.log.Identity()
-	identity.LastNodes = encoded
-	return n.log.SetIdentity(identity)
+	_, err := n.changeIdentity(func(i *logstore.Identity) { i.LastNodes = encoded })
+	return err
 }
 
 // openHost opens the host of the node's replicas and starts those that ran

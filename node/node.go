@@ -55,8 +55,12 @@ type Node struct {
 	host   atomic.Pointer[multiraft.Host] // nil before the node has an identity
 	hostMu sync.Mutex                     // held while the host is opened: Found and Adopt come once at a time
 
+	identityMu sync.Mutex // held while the durable identity is changed
+
 	removedMu sync.Mutex        // guards removed
 	removed   []raft.ReplicaKey // by their own logs, still to be deleted
+
+	startErrors map[raft.ReplicaKey]string // followMap's: why a replica could not be started
 
 	failed  chan error    // has the first fatal error
 	changed chan struct{} // has an element when leaders or replicas have changed
@@ -82,6 +86,8 @@ func Start(options Options) (*Node, error) {
 		failed:  make(chan error, 1),
 		changed: make(chan struct{}, 1),
 		ended:   make(chan struct{}),
+
+		startErrors: make(map[raft.ReplicaKey]string),
 	}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.closeAll(context.Background()))
@@ -292,7 +298,7 @@ func (n *Node) closeAll(ctx context.Context) error {
 		errs = append(errs, n.client.Close())
 	}
 	if n.gossip != nil {
-		n.gossip.Stop()
+		errs = append(errs, n.gossip.Stop())
 	}
 	if n.ctrl != nil {
 		n.ctrl.Close()

@@ -234,3 +234,27 @@ func TestStartRefuses(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Gossip carries how new the newest map is; every node comes to hear of it.
+func TestGossipTellsOfTheNewestMap(t *testing.T) {
+	nodes := cluster(t, t.TempDir())
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		newest, behind := uint64(0), ""
+		for _, n := range nodes {
+			newest = max(newest, n.ctrl.Maps().Current().Revision)
+		}
+		for _, n := range nodes {
+			if heard := n.gossip.HighWater(); heard < newest {
+				behind = fmt.Sprintf("%s has heard of revision %d, the newest is %d", n.Addresses().Name, heard, newest)
+			}
+		}
+		if behind == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(behind)
+		}
+		time.Sleep(readyCheck)
+	}
+}

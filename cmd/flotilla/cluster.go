@@ -124,72 +124,58 @@ func printGroups(out io.Writer, groups []*flotillav1.GroupStatus) error {
 	return t.flush()
 }
 
-func newNodeCommand(g *globals) *cobra.Command {
-	node := &cobra.Command{Use: "node", Short: "The nodes of the cluster", Args: cobra.NoArgs, RunE: needSubcommand}
+// newListCommand shows one part of the status, as JSON or as a table.
+func newListCommand(g *globals, short string, shards bool, part func(*flotillav1.ClusterStatus) any, print func(io.Writer, *flotillav1.ClusterStatus) error) *cobra.Command {
 	list := &cobra.Command{
 		Use:   "list",
-		Short: "List the nodes",
+		Short: short,
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := getStatus(c.Context(), g, false)
+			s, err := getStatus(c.Context(), g, shards)
 			if err != nil {
 				return err
 			}
 			if g.output == "json" {
-				return writeJSON(c.OutOrStdout(), each(s.Nodes, toNodeJSON))
+				return writeJSON(c.OutOrStdout(), part(s))
 			}
-			return printNodes(c.OutOrStdout(), s.Nodes)
+			return print(c.OutOrStdout(), s)
 		},
 	}
 	g.addOutputFlag(list)
+	return list
+}
+
+func printShards(out io.Writer, s *flotillav1.ClusterStatus) error {
+	t := newTable(out, "shard", "group", "generation", "state", "keys", "bytes")
+	for _, s := range s.Shards {
+		t.row(s.Shard, named(s.Group), s.Generation, s.State, known(s.Keys), known(s.Bytes))
+	}
+	return t.flush()
+}
+
+func newNodeCommand(g *globals) *cobra.Command {
+	node := &cobra.Command{Use: "node", Short: "The nodes of the cluster", Args: cobra.NoArgs, RunE: needSubcommand}
+	list := newListCommand(g, "List the nodes", false,
+		func(s *flotillav1.ClusterStatus) any { return each(s.Nodes, toNodeJSON) },
+		func(out io.Writer, s *flotillav1.ClusterStatus) error { return printNodes(out, s.Nodes) })
 	node.AddCommand(list)
 	return node
 }
 
 func newGroupCommand(g *globals) *cobra.Command {
 	group := &cobra.Command{Use: "group", Short: "The Raft groups of the cluster", Args: cobra.NoArgs, RunE: needSubcommand}
-	list := &cobra.Command{
-		Use:   "list",
-		Short: "List the groups, their leaders and replicas",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := getStatus(c.Context(), g, false)
-			if err != nil {
-				return err
-			}
-			if g.output == "json" {
-				return writeJSON(c.OutOrStdout(), each(s.Groups, toGroupJSON))
-			}
-			return printGroups(c.OutOrStdout(), s.Groups)
-		},
-	}
-	g.addOutputFlag(list)
+	list := newListCommand(g, "List the groups, their leaders and replicas", false,
+		func(s *flotillav1.ClusterStatus) any { return each(s.Groups, toGroupJSON) },
+		func(out io.Writer, s *flotillav1.ClusterStatus) error { return printGroups(out, s.Groups) })
 	group.AddCommand(list)
 	return group
 }
 
 func newShardCommand(g *globals) *cobra.Command {
 	shard := &cobra.Command{Use: "shard", Short: "The shards of the key space", Args: cobra.NoArgs, RunE: needSubcommand}
-	list := &cobra.Command{
-		Use:   "list",
-		Short: "List the shards, who serves them and roughly what is in them",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := getStatus(c.Context(), g, true)
-			if err != nil {
-				return err
-			}
-			if g.output == "json" {
-				return writeJSON(c.OutOrStdout(), each(s.Shards, toShardJSON))
-			}
-			t := newTable(c.OutOrStdout(), "shard", "group", "generation", "state", "keys", "bytes")
-			for _, s := range s.Shards {
-				t.row(s.Shard, named(s.Group), s.Generation, s.State, known(s.Keys), known(s.Bytes))
-			}
-			return t.flush()
-		},
-	}
-	g.addOutputFlag(list)
+	list := newListCommand(g, "List the shards, who serves them and roughly what is in them", true,
+		func(s *flotillav1.ClusterStatus) any { return each(s.Shards, toShardJSON) },
+		printShards)
 	locate := &cobra.Command{
 		Use:   "locate KEY",
 		Short: "Show the shard, group and leader of a key",

@@ -26,8 +26,8 @@ type dataFlags struct {
 	timeout time.Duration
 }
 
-// newDataCommand adds what the data commands share: --timeout, and a client
-// that lives as long as the command. A use of -o is up to the caller.
+// add gives a command what the data commands share: --timeout, and a client
+// that lives as long as the command. The flag -o is up to the caller.
 func (d *dataFlags) add(command *cobra.Command, run func(ctx context.Context, c *client.Client, out io.Writer, args []string) error) *cobra.Command {
 	command.Flags().DurationVar(&d.timeout, "timeout", dataTimeoutDefault, "how long to try")
 	command.RunE = func(cmd *cobra.Command, args []string) error {

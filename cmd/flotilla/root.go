@@ -119,7 +119,7 @@ Raft groups.
 	return root
 }
 
-// output adds the flag of every reading command.
+// addOutputFlag adds the flag of every reading command.
 func (g *globals) addOutputFlag(command *cobra.Command) {
 	command.Flags().StringVarP(&g.output, "output", "o", "table", "how to print: `table|json`")
 	inner := command.RunE

@@ -19,12 +19,11 @@ import (
 // operation at a time, and remembers what was acknowledged and how long the
 // longest silence was.
 type writer struct {
-	key      string
-	acked    int64
-	failed   int
-	lastErr  error
-	gap      time.Duration // longest time between two acknowledgements
-	retrying bool          // an attempt was repeated, so one increment may count twice
+	key     string
+	acked   int64
+	failed  int
+	lastErr error
+	gap     time.Duration // longest time between two acknowledgements
 }
 
 // load runs one writer per key until stop, all at the given node.
