@@ -147,7 +147,6 @@ func (n *Node) openStores() error {
 	var err error
 	n.log, err = logstore.Open(logstore.Options{
 		Dir:     filepath.Join(n.options.DataDir, "log"),
-		Cache:   n.cache,
 		Logger:  n.logger,
 		OnFatal: n.fail,
 		Metrics: n.metrics,

@@ -26,7 +26,7 @@ func BenchmarkAppend(b *testing.B) {
 		b.Run(fmt.Sprintf("groups=%d", groups), func(b *testing.B) {
 			var counter syncCounter
 			o := testOptions(b, vfs.Default)
-			o.Dir, o.MemTableBytes, o.Metrics = b.TempDir()+"/log", 64<<20, &counter
+			o.Dir, o.SegmentBytes, o.Metrics = b.TempDir()+"/log", 64<<20, &counter
 			s := openTest(b, o)
 			defer closeTest(b, s)
 			for g := range groups {

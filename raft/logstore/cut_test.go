@@ -5,7 +5,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -44,20 +43,15 @@ func edit(t *testing.T, fs vfs.FS, name string, change func([]byte) []byte) {
 // newestWAL is the log file that is being written.
 func newestWAL(t *testing.T, fs vfs.FS) string {
 	t.Helper()
-	names, err := fs.List("log/pebble")
+	files, err := openSegments(fs, "log/segments", 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	newest := ""
-	for _, name := range names {
-		if strings.HasSuffix(name, ".log") && name > newest {
-			newest = name
-		}
+	defer files.close()
+	if len(files.used) == 0 {
+		t.Fatal("no file is in use")
 	}
-	if newest == "" {
-		t.Fatalf("no log among %v", names)
-	}
-	return "log/pebble/" + newest
+	return files.active().name
 }
 
 // usedStore makes a store with two replicas, each with 20 entries and terms,
@@ -190,19 +184,19 @@ func TestOldCopyOfTheLogIsNoticed(t *testing.T) {
 	}
 	id := key(2, 3)
 	createTest(t, s, id)
-	appendTest(t, s, id, raft.Write{Entries: run(1, 5, 1)})
+	appendTest(t, s, id, raft.Write{Entries: entriesOf(1, 5, 1)})
 	old := power(fs)
-	appendTest(t, s, id, raft.Write{Entries: run(6, 9, 1)})
+	appendTest(t, s, id, raft.Write{Entries: entriesOf(6, 9, 1)})
 	if err := s.Remove(id); err != nil {
 		t.Fatal(err)
 	}
 	createTest(t, s, key(2, 4), key(5, 1))
 	closeTest(t, s)
 	// An operator restores the log, and not the side files.
-	if err := fs.RemoveAll("log/pebble"); err != nil {
+	if err := fs.RemoveAll("log/segments"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := vfs.Clone(old, fs, "log/pebble", "log/pebble"); err != nil {
+	if _, err := vfs.Clone(old, fs, "log/segments", "log/segments"); err != nil {
 		t.Fatal(err)
 	}
 	s = openTest(t, o)
@@ -224,7 +218,7 @@ func TestOldCopyOfTheLogIsNoticed(t *testing.T) {
 
 func TestLostLogIsRefused(t *testing.T) {
 	fs := usedStore(t, true)
-	if err := fs.RemoveAll("log/pebble"); err != nil {
+	if err := fs.RemoveAll("log/segments"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(testOptions(t, fs)); !errors.Is(err, ErrLogLost) {
@@ -338,7 +332,7 @@ func TestEvidenceIsNeverAheadOfTheSync(t *testing.T) {
 	createTest(t, s, id)
 	g.armed.Store(true)
 	done := make(chan error, 1)
-	s.Append([]Write{{ID: id, Write: raft.Write{HardState: &raft.HardState{Term: 5}, Entries: run(1, 5, 1)}}}, func(err error) { done <- err })
+	s.Append([]Write{{ID: id, Write: raft.Write{HardState: &raft.HardState{Term: 5}, Entries: entriesOf(1, 5, 1)}}}, func(err error) { done <- err })
 	waitFor(t, func() bool { return g.syncs.Load() > 0 })
 	select { // several times the interval at which the evidence is written
 	case err := <-done:

@@ -1,7 +1,7 @@
 // Package logstore is the durable log of all Raft groups of one node.
 //
-// All groups share one Pebble store with one write-ahead log. Whatever is
-// queued while a sync is under way goes out together with the next one, so the
+// All groups share one log. One goroutine writes it: whatever is queued while a
+// sync is under way goes out together with the next one, as one frame, so the
 // number of syncs follows the disk, not the number of groups. A write is
 // acknowledged (its done is called) when it is durable, in the order in which
 // it was queued; the writes of a group reach the disk in that order.
@@ -24,48 +24,84 @@
 // newer program (*disk.FormatError), or damaged (*DamagedError), and a log that
 // is gone (ErrLogLost, ErrEvidenceLost) while the node remembers that it had one.
 //
+// # Segments
+//
+// The log lies in files that are as large as they will be before they are
+// written to, so that a sync moves data and no metadata. Each begins with a
+// checkpoint (all that is known but the entries), so that the oldest can go as
+// soon as none of its entries counts any more; its file is used again. In
+// memory stays where each group's entries lie, run by run, and the most recent
+// entries themselves. When the files have become much larger than what counts
+// in them, the entries left in the oldest are copied to the end of the log: a
+// group that seldom writes does not keep the files of the busy ones.
+//
+// Open reads all files, in which each frame must be whole and carry the next
+// number; the log ends where one does not. It then goes on in another file.
+//
 // # A cut log is noticed
 //
-// Damage at the end of a write-ahead log looks like a crash in the middle of a
-// write: Pebble opens with fewer records and says nothing. So every durable
-// batch carries the next number of a node-wide sequence, and two side files
-// remember, independently and never before the sync that covers it, how far
-// the log was: the evidence file the number itself, at least every second
-// while writing and at a clean close, and the votes file, which is written
-// behind each batch with a term, a vote or a replica record, that batch's
-// number. A log that opens below either is cut. All its replicas are then
-// marked suspect in the log, terms, votes and replica records are taken from
-// the votes file, and the sequence goes on above all that was ever used. If
-// the votes file is damaged too, Open fails with ErrEvidenceLost: the node
-// cannot know what it promised and has to return as a new one.
+// Damage at the end of a log looks like a crash in the middle of a write. So
+// two side files remember, independently and never before the sync that covers
+// it, how far the log was: the evidence file the number of the last frame, at
+// least every second while writing and at a clean close, and the votes file,
+// which is written behind each frame with a term, a vote or a replica record,
+// that frame's number. A log that ends below either is cut. All its replicas
+// are then marked suspect in the log, terms, votes and replica records are
+// taken from the votes file, and the numbers go on above all that was ever
+// used. If the votes file is damaged too, Open fails with ErrEvidenceLost: the
+// node cannot know what it promised and has to return as a new one. A log
+// whose files do not fit together (one is lost, or the damage lies before what
+// was compacted since) is refused with a *DamagedError.
 //
 // # Files
 //
 //	DIR/LOCK, DIR/FORMAT   package disk; kind "logstore"
-//	DIR/pebble/            the Pebble store
+//	DIR/segments/N.log     the log; N says nothing of the order
 //	DIR/evidence           how far the log was synced
 //	DIR/votes              second copy of terms, votes and replica records
 //
-// Pebble's keys begin with one letter; numbers are big-endian and 8 bytes:
+// Numbers are big-endian, uv is an unsigned varint. A segment, from its
+// beginning; a file without a whole header, or that no newer segment follows,
+// is free:
 //
-//	'i'                          -> identity (JSON)
-//	's'                          -> seq(8): number of the last batch
-//	'h' group(8)                 -> replica(8): the highest ever created
-//	'r' group(8) replica(8)      -> flags(1: bit 0 suspect) | first membership
-//	'v' group(8) replica(8)      -> term(8) vote(8)
-//	'b' group(8) replica(8)      -> index(8) term(8) mark(1) [membership if mark is 1]
-//	                                the log begins behind index; mark: because a
-//	                                snapshot with that membership was installed
-//	'm' group(8) replica(8) index(8) -> term(8) | membership: copy of the
-//	                                membership entries, to find them without scanning
-//	'e' group(8) replica(8) index(8) -> term(8) kind(1) data: the entry
+//	0   magic "FLSG"      4
+//	4   number            8   ascending
+//	12  before            8   number of the segment before, 0: none
+//	20  before to         8   the last frame of that segment that counts
+//	28  first             8   number of the first frame here
+//	36  nonce             8   random
+//	44  crc32c of 0..43   4
+//	64  frames, one behind the other:
+//
+//	0   length            4   of the records
+//	4   crc32c            4   of nonce, number and records
+//	8   number            8   of the frame, one higher than the one before
+//	16  records, one behind the other: kind 1, length 4, body
+//
+// An id is group(8) replica(8); a beginning is index(8) term(8) mark(1)
+// [membership if mark is 1]: the log begins behind index, and mark says because
+// a snapshot with that membership was installed.
+//
+//	kind 1   identity (JSON)
+//	     2   id: the highest replica of the group that was ever created
+//	     3   id flags(1: bit 0 suspect) first membership: the replica exists
+//	     4   id: it was removed
+//	     5   id term(8) vote(8)
+//	     6   id beginning: the entries through index are compacted
+//	     7   id beginning: the log is reset
+//	     8   crc32c(4) of the rest, id first(8) count(uv), and for each entry
+//	         term(uv) kind(1) length(uv) data: entries; they replace what is
+//	         there from first on
+//	     9   as 8: the same entries as before, at another place
+//	     10  nothing: what follows in this frame is a checkpoint
+//	     11  id last(8) term(8) beginning: how far the log goes
 //
 // The evidence file has two slots of 4096 bytes, written in turn, so that a
 // torn write leaves the other one:
 //
 //	0   magic "FLEV"      4
 //	4   counter           8   the higher one counts
-//	12  seq               8   the last synced batch
+//	12  seq               8   the last synced frame
 //	20  votes             8   number of the last synced record of the votes file
 //	28  crc32c of 0..27   4
 //
@@ -79,7 +115,7 @@
 //	0   length            4   of what follows the checksum
 //	4   crc32c            4   of what follows
 //	8   number            8   one higher than the record before
-//	16  seq               8   of the batch it copies
+//	16  seq               8   of the frame it copies
 //	24  kind              1   1 term and vote, 2 replica created, 3 removed, 4 highest
 //	25  group             8
 //	33  replica           8

@@ -20,7 +20,7 @@ const (
 
 // evidence is how far the store was durable.
 type evidence struct {
-	seq   uint64 // last synced batch
+	seq   uint64 // last synced frame
 	votes uint64 // last synced record of the votes file
 }
 

@@ -78,7 +78,7 @@ func faultRun(t *testing.T, disk *brokenDisk, n int64) (failed bool) {
 	mem := vfs.NewCrashableMem()
 	fatal := newFatalCounter()
 	o := testOptions(t, errorfs.Wrap(mem, disk))
-	o.OnFatal, o.MemTableBytes, o.EvidenceEvery = fatal.onFatal, 256<<10, time.Millisecond
+	o.OnFatal, o.SegmentBytes, o.EvidenceEvery = fatal.onFatal, 256<<10, time.Millisecond
 	s := openTest(t, o)
 	id := key(2, 1)
 	if err := s.SetIdentity(Identity{Node: 1}); err != nil {
@@ -122,10 +122,10 @@ func faultRun(t *testing.T, disk *brokenDisk, n int64) (failed bool) {
 		}
 	}
 	clone := mem.CrashClone(vfs.CrashCloneCfg{RNG: rand.New(rand.NewPCG(1, 1))})
-	disk.armed.Store(false)
 	if !failed {
-		_ = s.Close() // may meet the failure now
+		failed = s.Close() != nil // it may meet the failure now
 	}
+	disk.armed.Store(false)
 	o = testOptions(t, clone)
 	s = openTest(t, o)
 	defer closeTest(t, s)
@@ -198,7 +198,7 @@ func TestWhatIsQueuedDuringASyncSharesTheNext(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, id := range ids {
 		wg.Add(1)
-		s.Append([]Write{{ID: id, Write: raft.Write{Entries: run(1, 1, 1)}}}, func(err error) {
+		s.Append([]Write{{ID: id, Write: raft.Write{Entries: entriesOf(1, 1, 1)}}}, func(err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -251,7 +251,7 @@ func TestCloseAnswersWhatIsQueued(t *testing.T) {
 	g.armed.Store(true)
 	answers := make(chan error, 100)
 	for i := raft.Index(1); i <= 100; i++ {
-		s.Append([]Write{{ID: id, Write: raft.Write{Entries: run(i, i, 1)}}}, func(err error) { answers <- err })
+		s.Append([]Write{{ID: id, Write: raft.Write{Entries: entriesOf(i, i, 1)}}}, func(err error) { answers <- err })
 	}
 	time.AfterFunc(10*time.Millisecond, func() { close(g.open) })
 	closeTest(t, s)

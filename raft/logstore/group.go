@@ -2,6 +2,7 @@ package logstore
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/flotilla-kv/flotilla/raft"
@@ -10,7 +11,8 @@ import (
 // group is what the store knows in memory of one replica's log. Only the
 // writer changes it (in the order of the log); readers take the lock.
 type group struct {
-	id raft.ReplicaKey
+	id    raft.ReplicaKey
+	stale bool // during Open: the checkpoint being read has not named it
 
 	mu       sync.RWMutex // guards all below
 	record   Record
@@ -21,9 +23,20 @@ type group struct {
 	// tail is an end of the log without gaps: empty, or its last entry is last.
 	tail      []raft.Entry
 	tailBytes int
-	sizes     sizeLedger
+	// runs says where in the files the entries lie, ascending and without gaps.
+	runs  []run
+	sizes sizeLedger
 	// memberships are the indexes of the log's membership entries, ascending.
 	memberships []raft.Index
+}
+
+// run is a record of entries in a segment. Of its entries those count that lie
+// in first..last and behind the log's beginning.
+type run struct {
+	first, last raft.Index
+	segment     *segment
+	at          int64 // of the record's body
+	bytes       int32 // of the body
 }
 
 func entryBytes(e raft.Entry) int { return len(e.Data) + entryOverheadBytes }
@@ -59,7 +72,71 @@ func (g *group) reset(mark raft.SnapshotMark) (freed int) {
 	g.tail, g.tailBytes = nil, 0
 	g.sizes = sizeLedger{}
 	g.memberships = nil
+	g.dropRuns(len(g.runs))
 	return freed
+}
+
+// dropRuns forgets the first n runs.
+func (g *group) dropRuns(n int) {
+	for i := range n {
+		g.runs[i].segment.live -= int64(g.runs[i].bytes)
+		g.runs[i] = run{}
+	}
+	if g.runs = g.runs[n:]; len(g.runs) == 0 {
+		g.runs = nil
+	}
+}
+
+// cutRuns forgets where the entries from index on lie.
+func (g *group) cutRuns(index raft.Index) {
+	for n := len(g.runs); n > 0 && g.runs[n-1].last >= index; n-- {
+		r := &g.runs[n-1]
+		if r.first < index && index-1 > g.begin.index { // else nothing of it is left
+			r.last = index - 1
+			return
+		}
+		r.segment.live -= int64(r.bytes)
+		*r = run{}
+		g.runs = g.runs[:n-1]
+	}
+}
+
+// addRun notes where entries that follow last lie.
+func (g *group) addRun(r run) {
+	r.segment.live += int64(r.bytes)
+	g.runs = append(g.runs, r)
+}
+
+// moveRun notes that the entries of r lie somewhere else now. It does nothing
+// unless they are one run's, as far as that still counts. At Open that run may
+// be in a file that is gone.
+func (g *group) moveRun(r run) {
+	i, _ := slices.BinarySearchFunc(g.runs, r.first, func(old run, first raft.Index) int {
+		if old.last < first {
+			return -1
+		}
+		return 1
+	})
+	if i < len(g.runs) && g.runs[i].first <= r.last {
+		g.runs[i].segment.live -= int64(g.runs[i].bytes)
+		r.last = min(r.last, g.runs[i].last)
+		g.runs[i] = r
+	} else {
+		g.runs = slices.Insert(g.runs, i, r)
+	}
+	r.segment.live += int64(r.bytes)
+}
+
+// gap is the first index of the log that no run holds; false if there is none.
+func (g *group) gap() (raft.Index, bool) {
+	next := g.begin.index + 1
+	for _, r := range g.runs {
+		if r.first > next {
+			return next, true
+		}
+		next = r.last + 1
+	}
+	return next, next <= g.last
 }
 
 // truncate forgets the entries from index on; lastTerm is left to append,
@@ -70,6 +147,7 @@ func (g *group) truncate(index raft.Index) (freed int) {
 		g.memberships = g.memberships[:n-1]
 	}
 	g.last = index - 1
+	g.cutRuns(index)
 	keep := len(g.tail)
 	for keep > 0 && g.tail[keep-1].Index >= index {
 		keep--
@@ -81,27 +159,37 @@ func (g *group) truncate(index raft.Index) (freed int) {
 	return freed
 }
 
-// append adds entries that follow last. It returns how many bytes joined the
-// tail.
-func (g *group) append(entries []raft.Entry) (added int) {
-	for _, e := range entries {
-		added += entryBytes(e)
-		g.sizes.add(e.Index, int64(entryBytes(e)))
-		if e.Kind == raft.EntryMembership {
-			g.memberships = append(g.memberships, e.Index)
-		}
+// append adds entries that follow last and lie at r. It returns how many bytes
+// joined the tail.
+func (g *group) append(entries []raft.Entry, r run) (added int) {
+	for i := range entries {
+		g.extend(&entries[i])
+		added += entryBytes(entries[i])
 	}
+	g.addRun(r)
 	g.tail = append(g.tail, entries...)
 	g.tailBytes += added
-	end := entries[len(entries)-1]
-	g.last, g.lastTerm = end.Index, end.Term
 	return added
+}
+
+// extend notes an entry that follows last.
+func (g *group) extend(e *raft.Entry) {
+	g.sizes.add(e.Index, int64(entryBytes(*e)))
+	if e.Kind == raft.EntryMembership {
+		g.memberships = append(g.memberships, e.Index)
+	}
+	g.last, g.lastTerm = e.Index, e.Term
 }
 
 // compact forgets the entries through b.index.
 func (g *group) compact(b beginning) (freed int) {
 	g.begin = b
 	g.sizes.dropThrough(b.index)
+	n := 0
+	for n < len(g.runs) && g.runs[n].last <= b.index {
+		n++
+	}
+	g.dropRuns(n)
 	for len(g.memberships) > 0 && g.memberships[0] <= b.index {
 		g.memberships = g.memberships[1:]
 	}

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/flotilla-kv/flotilla/raft"
@@ -19,18 +18,17 @@ const formatVersion = 1
 // Options of a Store. Dir, and OnFatal are required.
 type Options struct {
 	Dir    string
-	FS     vfs.FS        // nil: the operating system's
-	Cache  *pebble.Cache // shared by the process; nil: a small one of its own
-	Logger *slog.Logger  // nil: slog.Default
+	FS     vfs.FS       // nil: the operating system's
+	Logger *slog.Logger // nil: slog.Default
 	// OnFatal is called once, in a goroutine of its own, when the disk has
 	// failed; it ends the process. Open may already call it.
 	OnFatal func(error)
-	// Metrics, if set, is told of each synced batch.
+	// Metrics, if set, is told of each synced frame.
 	Metrics Metrics
 
 	QueueBytes    int           // Append blocks while more than this is queued; 0: 64 MiB
 	TailBytes     int           // recent entries kept in memory, all groups together; 0: 64 MiB
-	MemTableBytes uint64        // Pebble's memtable; 0: 64 MiB
+	SegmentBytes  int64         // size of a file of the log when it has grown; 0: 16 MiB
 	EvidenceEvery time.Duration // at most this long after a sync the evidence file knows of it; 0: 1 s
 }
 
@@ -44,9 +42,9 @@ type Metrics interface {
 const (
 	queueBytesDefault = 64 << 20
 	tailBytesDefault  = 64 << 20
-	memTableDefault   = 64 << 20
-	// turnBytesMax bounds one Pebble batch: a larger one would hold up what is
-	// queued behind it, and Pebble handles batches over half a memtable apart.
+	segmentDefault    = 16 << 20
+	// turnBytesMax bounds one frame: a larger one would hold up what is queued
+	// behind it.
 	turnBytesMax = 8 << 20
 )
 
@@ -103,7 +101,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	setDefault(&o.QueueBytes, queueBytesDefault)
 	setDefault(&o.TailBytes, tailBytesDefault)
-	setDefault(&o.MemTableBytes, memTableDefault)
+	setDefault(&o.SegmentBytes, segmentDefault)
 	setDefault(&o.EvidenceEvery, time.Second)
 	return o, nil
 }
@@ -113,26 +111,4 @@ func setDefault[T comparable](field *T, value T) {
 	if *field == zero {
 		*field = value
 	}
-}
-
-// pebbleOptions: the log is written once, read at its end from memory, and
-// deleted from its beginning by range. So large memtables (much of it dies
-// there), no compression, and thresholds at which compaction never holds up a
-// write.
-func (o Options) pebbleOptions(cache *pebble.Cache) *pebble.Options {
-	po := &pebble.Options{
-		FS:                          o.FS,
-		Cache:                       cache,
-		FormatMajorVersion:          pebble.FormatNewest,
-		MemTableSize:                o.MemTableBytes,
-		MemTableStopWritesThreshold: 4,
-		L0CompactionThreshold:       8,
-		L0StopWritesThreshold:       1000,
-		LBaseMaxBytes:               256 << 20,
-		BytesPerSync:                1 << 20,
-		MaxOpenFiles:                1000,
-		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
-	}
-	po.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionNone })
-	return po
 }

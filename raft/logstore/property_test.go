@@ -55,7 +55,7 @@ var (
 
 func (p *pair) options() Options {
 	return Options{
-		Dir: "log", FS: p.fs, Logger: quiet(), MemTableBytes: 256 << 10, TailBytes: 2 << 10,
+		Dir: "log", FS: p.fs, Logger: quiet(), SegmentBytes: 4 << 10, TailBytes: 2 << 10,
 		OnFatal: func(err error) { panic(err) },
 	}
 }

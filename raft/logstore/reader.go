@@ -3,14 +3,13 @@ package logstore
 import (
 	"errors"
 	"fmt"
-
-	"github.com/cockroachdb/pebble/v2"
+	"slices"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
 // reader is a replica's log as the core reads it. Recent entries come from
-// memory; older ones from Pebble.
+// memory; older ones from the files.
 type reader struct {
 	store *Store
 	g     *group
@@ -80,42 +79,85 @@ func fit(entries []raft.Entry, maxBytes int) int {
 	return len(entries)
 }
 
-// stored reads [lo, hi) from Pebble.
+// stored reads [lo, hi) from the files.
 func (r reader) stored(lo, hi raft.Index, maxBytes int) (entries []raft.Entry, err error) {
-	iter, err := r.store.db.NewIter(&pebble.IterOptions{
-		LowerBound: indexKey(kindEntry, r.g.id, lo),
-		UpperBound: indexKey(kindEntry, r.g.id, hi),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read log of group %d: %w", r.g.id.Group, err)
-	}
-	defer func() {
-		if err = errors.Join(err, iter.Close()); err != nil {
-			entries = nil
+	for next, bytes := lo, 0; next < hi; {
+		run, ok := r.borrow(next)
+		if !ok {
+			break // compacted or truncated meanwhile
 		}
-	}()
-	bytes := 0
-	for ok := iter.First(); ok; ok = iter.Next() {
-		index, _ := splitIndex(iter.Key())
-		if index != lo+raft.Index(len(entries)) {
-			break
-		}
-		e, err := decodeEntry(index, iter.Value())
+		read, err := run.read(r.g.id, next, min(hi-1, run.last))
+		run.segment.readers.Add(-1)
 		if err != nil {
+			err = fmt.Errorf("read log of group %d: %w", r.g.id.Group, err)
+			r.store.stop.Fail(err)
 			return nil, err
 		}
-		if len(entries) > 0 {
-			if bytes += len(e.Data); bytes > maxBytes {
-				break
+		for _, e := range read {
+			if len(entries) > 0 {
+				if bytes += len(e.Data); bytes > maxBytes {
+					return entries, nil
+				}
 			}
+			entries = append(entries, e)
 		}
-		entries = append(entries, e)
-	}
-	if err := iter.Error(); err != nil {
-		return nil, fmt.Errorf("read log of group %d: %w", r.g.id.Group, err)
+		next = run.last + 1
 	}
 	if len(entries) == 0 {
 		return nil, r.missing(lo)
+	}
+	return entries, nil
+}
+
+// borrow finds the run that holds index. Its segment stays as it is until its
+// readers are taken down by one.
+func (r reader) borrow(index raft.Index) (run, bool) {
+	r.g.mu.RLock()
+	defer r.g.mu.RUnlock()
+	i, ok := r.g.findRun(index)
+	if !ok || index <= r.g.begin.index {
+		return run{}, false
+	}
+	found := r.g.runs[i]
+	found.segment.readers.Add(1)
+	return found, true
+}
+
+// findRun is the position of the run that holds index.
+func (g *group) findRun(index raft.Index) (int, bool) {
+	return slices.BinarySearchFunc(g.runs, index, func(r run, index raft.Index) int {
+		switch {
+		case r.last < index:
+			return -1
+		case r.first > index:
+			return 1
+		}
+		return 0
+	})
+}
+
+// read reads the entries lo..hi of a run. It is an error of the disk if they
+// are not there as they were written.
+func (r run) read(id raft.ReplicaKey, lo, hi raft.Index) ([]raft.Entry, error) {
+	body := make([]byte, r.bytes)
+	if _, err := r.segment.file.ReadAt(body, r.at); err != nil {
+		return nil, fmt.Errorf("%s at %d: %w", r.segment.name, r.at, err)
+	}
+	stored, err := decodeEntries(body)
+	if err == nil && stored.id != id {
+		err = fmt.Errorf("the entries are those of group %d replica %d", stored.id.Group, stored.id.Replica)
+	}
+	entries := make([]raft.Entry, 0, hi-lo+1)
+	for err == nil && stored.next <= hi {
+		var e raft.Entry
+		if stored.count == 0 {
+			err = fmt.Errorf("entry %d is not among them", stored.next)
+		} else if e, err = stored.take(); err == nil && e.Index >= lo {
+			entries = append(entries, e)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s at %d: %w", r.segment.name, r.at, err)
 	}
 	return entries, nil
 }
@@ -127,4 +169,27 @@ func (r reader) missing(i raft.Index) error {
 		return raft.ErrCompacted
 	}
 	return raft.ErrUnavailable
+}
+
+// memberships reads the membership entries of the log.
+func (r reader) memberships() ([]raft.IndexedMembership, error) {
+	r.g.mu.RLock()
+	indexes := slices.Clone(r.g.memberships)
+	r.g.mu.RUnlock()
+	var memberships []raft.IndexedMembership
+	for _, i := range indexes {
+		entries, err := r.Entries(i, i+1, 0)
+		if errors.Is(err, raft.ErrCompacted) || errors.Is(err, raft.ErrUnavailable) {
+			continue // meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		m, err := raft.DecodeMembership(entries[0].Data)
+		if err != nil {
+			return nil, fmt.Errorf("membership entry %d: %w", i, err)
+		}
+		memberships = append(memberships, raft.IndexedMembership{Index: i, Term: entries[0].Term, Membership: m})
+	}
+	return memberships, nil
 }

@@ -2,8 +2,6 @@ package logstore
 
 import (
 	"cmp"
-	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -35,12 +33,8 @@ func (s *Store) Identity() (Identity, bool) {
 
 // SetIdentity replaces the identity durably.
 func (s *Store) SetIdentity(identity Identity) error {
-	value, err := json.Marshal(identity)
-	if err != nil {
-		return fmt.Errorf("encode identity: %w", err)
-	}
-	return s.change(func(t *turn) error {
-		must(t.batch.Set([]byte{kindIdentity}, value, nil))
+	return s.change(func(*turn) error {
+		s.frame.add(recordIdentity, encodeIdentity(identity))
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.identity, s.hasIdentity = identity, true
@@ -63,8 +57,7 @@ func (s *Store) Create(id raft.ReplicaKey, first raft.Membership) error {
 		}
 		record := Record{ID: id, First: first}
 		s.highest[id.Group] = id.Replica
-		must(t.batch.Set(highestKey(id.Group), binary.BigEndian.AppendUint64(nil, uint64(id.Replica)), nil))
-		must(t.batch.Set(replicaKey(kindReplica, id), encodeReplica(record), nil))
+		s.frame.add(recordReplica, encodeID(id), encodeReplica(record))
 		t.votes = append(t.votes, voteRecord{seq: t.seq, kind: voteCreated, id: id, payload: first.Encode()})
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -83,10 +76,7 @@ func (s *Store) Remove(id raft.ReplicaKey) error {
 		}
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		t.deleteEntries(g, g.begin.index+1)
-		for _, kind := range []byte{kindReplica, kindHardState, kindBeginning} {
-			must(t.batch.Delete(replicaKey(kind, id), nil))
-		}
+		s.frame.add(recordRemoved, encodeID(id))
 		t.votes = append(t.votes, voteRecord{seq: t.seq, kind: voteRemoved, id: id})
 		s.tails.left(g.reset(raft.SnapshotMark{Index: g.last, Term: g.lastTerm}))
 		s.mu.Lock()
@@ -116,9 +106,9 @@ func compareRecords(a, b Record) int {
 // by itself when it notices: for whoever finds other proof, such as state
 // machines that are ahead of the log. All replicas are suspect from then on.
 func (s *Store) MarkSuspect() error {
-	return s.change(func(t *turn) error {
+	return s.change(func(*turn) error {
 		for _, g := range s.all() {
-			s.setSuspect(t, g, true)
+			s.setSuspect(g, true)
 		}
 		return nil
 	})
@@ -126,28 +116,31 @@ func (s *Store) MarkSuspect() error {
 
 // ClearSuspect records durably that a leader has caught the replica up.
 func (s *Store) ClearSuspect(id raft.ReplicaKey) error {
-	return s.change(func(t *turn) error {
+	return s.change(func(*turn) error {
 		g, exists := s.group(id)
 		if !exists {
 			return fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrNoReplica)
 		}
-		s.setSuspect(t, g, false)
+		s.setSuspect(g, false)
 		return nil
 	})
 }
 
-func (s *Store) setSuspect(t *turn, g *group, suspect bool) {
+func (s *Store) setSuspect(g *group, suspect bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.record.Suspect = suspect
-	must(t.batch.Set(replicaKey(kindReplica, g.id), encodeReplica(g.record), nil))
+	s.frame.add(recordReplica, encodeID(g.id), encodeReplica(g.record))
 }
+
+// controlBytes is about what a change of the store's own records takes.
+const controlBytes = 1 << 10
 
 // change runs control in the writer's next turn and waits until that is
 // durable. If control fails it has changed nothing.
 func (s *Store) change(control func(*turn) error) error {
 	result := make(chan error, 1)
-	if err := s.queue.push(request{control: control, done: func(err error) { result <- err }}); err != nil {
+	if err := s.queue.push(request{control: control, bytes: controlBytes, done: func(err error) { result <- err }}); err != nil {
 		return err
 	}
 	return <-result

@@ -21,14 +21,17 @@ type sizeRun struct {
 	bytes       int64
 }
 
-func (l *sizeLedger) add(index raft.Index, bytes int64) {
+func (l *sizeLedger) add(index raft.Index, bytes int64) { l.addRun(index, index, bytes) }
+
+// addRun adds entries that follow.
+func (l *sizeLedger) addRun(first, last raft.Index, bytes int64) {
 	l.total += bytes
 	if n := len(l.runs); n > 0 && l.runs[n-1].bytes < sizeRunBytes {
-		l.runs[n-1].last = index
+		l.runs[n-1].last = last
 		l.runs[n-1].bytes += bytes
 		return
 	}
-	l.runs = append(l.runs, sizeRun{first: index, last: index, bytes: bytes})
+	l.runs = append(l.runs, sizeRun{first: first, last: last, bytes: bytes})
 }
 
 // dropThrough forgets the entries up to and including index.

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
 )
@@ -20,23 +18,24 @@ type Store struct {
 	log     *slog.Logger
 	stop    *disk.Stop
 	claim   *disk.Claim
-	cache   *pebble.Cache
-	db      *pebble.DB
 	cut     bool
 
 	queue    *queue
 	evidence *evidenceKeeper
 
-	// The writer's.
-	seq     uint64
+	// The writer's, and before it starts Open's.
+	files   *segments
+	seq     uint64 // the last number of a frame that was ever used
+	logged  uint64 // that of the last frame in the log
+	fresh   int64  // where the active segment's frames begin, behind the checkpoint
+	frame   frame
+	mover   mover
 	tails   tailBudget
 	highest map[raft.GroupID]raft.ReplicaID
-	// The sync loop's, and before it starts Open's.
-	votes *votesFile
+	votes   *votesFile
 
-	pending  pendingTurns
-	turns    chan *turn    // from the writer to the sync loop
-	synced   chan struct{} // closed: the sync loop has ended
+	pending  pendingTurn
+	written  chan struct{} // closed: the writer has ended
 	closing  chan struct{} // closed: the fail loop may end
 	failDone chan struct{}
 	closed   sync.Once
@@ -82,14 +81,14 @@ func Open(options Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, claim.Close())
 	}
+	go s.files.spare.loop()
 	go s.writeLoop()
-	go s.syncLoop()
 	go s.failLoop()
 	go s.evidence.loop()
 	return s, nil
 }
 
-func open(options Options, claim *disk.Claim) (_ *Store, err error) {
+func open(options Options, claim *disk.Claim) (*Store, error) {
 	s := &Store{
 		options: options,
 		log:     options.Logger.With("store", "log"),
@@ -99,37 +98,19 @@ func open(options Options, claim *disk.Claim) (_ *Store, err error) {
 		highest: map[raft.GroupID]raft.ReplicaID{},
 		groups:  map[raft.ReplicaKey]*group{},
 
-		turns:    make(chan *turn),
-		synced:   make(chan struct{}),
+		written:  make(chan struct{}),
 		closing:  make(chan struct{}),
 		failDone: make(chan struct{}),
 	}
 	s.stop = disk.NewStop(s.log, options.OnFatal)
-	if options.Cache == nil {
-		s.cache = pebble.NewCache(8 << 20)
-		options.Cache = s.cache
-	}
-	po := options.pebbleOptions(options.Cache)
-	po.Logger = s.stop.Logger()
-	listener := s.stop.Listener()
-	po.EventListener = &listener
-	s.db, err = s.stop.Open(options.FS.PathJoin(options.Dir, "pebble"), po)
-	if err != nil {
-		s.release()
+	var err error
+	if s.files, err = openSegments(options.FS, options.FS.PathJoin(options.Dir, "segments"), options.SegmentBytes); err != nil {
 		return nil, &DamagedError{Dir: options.Dir, Err: err}
 	}
 	if err := s.recover(); err != nil {
-		err = errors.Join(err, s.db.Close())
-		s.release()
-		return nil, err
+		return nil, errors.Join(err, s.files.close())
 	}
 	return s, nil
-}
-
-func (s *Store) release() {
-	if s.cache != nil {
-		s.cache.Unref()
-	}
 }
 
 // Append queues writes, which name each replica at most once, and calls done
@@ -158,14 +139,13 @@ func (s *Store) Load(id raft.ReplicaKey) (State, error) {
 	if !ok {
 		return State{}, fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrNoReplica)
 	}
-	memberships, err := s.loadMemberships(id)
+	memberships, err := s.Reader(id).(reader).memberships()
 	if err != nil {
 		return State{}, err
 	}
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	// A turn changes the group first and Pebble then: what it has just
-	// compacted or truncated may still have been there.
+	// What was compacted or truncated meanwhile does not count.
 	memberships = slices.DeleteFunc(memberships, func(m raft.IndexedMembership) bool {
 		return !slices.Contains(g.memberships, m.Index)
 	})
@@ -244,17 +224,19 @@ func (s *Store) Close() error {
 func (s *Store) close() error {
 	s.queue.end(ErrClosed)
 	select {
-	case <-s.synced:
+	case <-s.written:
 	case <-s.stop.Failed():
 	}
 	close(s.closing)
 	<-s.failDone
-	if err := s.evidence.close(); err != nil {
+	if err := s.stop.Err(); err != nil {
+		close(s.files.spare.stop)
+		return errors.Join(err, s.evidence.close())
+	}
+	if err := errors.Join(s.files.spare.close(), s.evidence.close()); err != nil {
 		return err
 	}
-	err := errors.Join(s.votes.close(), s.stop.Try(s.db.Close), s.claim.Close())
-	s.release()
-	return err
+	return errors.Join(s.votes.close(), s.files.close(), s.claim.Close())
 }
 
 func (s *Store) group(id raft.ReplicaKey) (*group, bool) {

@@ -23,7 +23,7 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 // testOptions are for a small store on fs whose disk must not fail.
 func testOptions(t testing.TB, fs vfs.FS) Options {
 	return Options{
-		Dir: "log", FS: fs, Logger: quiet(), MemTableBytes: 1 << 20,
+		Dir: "log", FS: fs, Logger: quiet(), SegmentBytes: 1 << 20,
 		OnFatal: func(err error) { t.Errorf("the store stopped: %v", err) },
 	}
 }
@@ -86,8 +86,8 @@ func encoded(epoch uint64) []byte {
 	return m.Encode()
 }
 
-// run makes the entries first..last of a term.
-func run(first, last raft.Index, term raft.Term) []raft.Entry {
+// entriesOf makes the entries first..last of a term.
+func entriesOf(first, last raft.Index, term raft.Term) []raft.Entry {
 	var entries []raft.Entry
 	for i := first; i <= last; i++ {
 		entries = append(entries, raft.Entry{Index: i, Term: term, Kind: raft.EntryCommand, Data: fmt.Appendf(nil, "entry %d of term %d", i, term)})
@@ -127,7 +127,7 @@ func wantEntries(t testing.TB, r raft.LogReader, want []raft.Entry) {
 	}
 }
 
-// dropTails empties the memory, so that reads go to Pebble.
+// dropTails empties the memory, so that reads go to the files.
 func dropTails(s *Store) {
 	for _, g := range s.all() {
 		g.mu.Lock()
@@ -143,7 +143,7 @@ func TestWhatWasAppendedIsReadBackAfterReopen(t *testing.T) {
 	if err := s.Create(key(2, 1), membership(1)); err != nil {
 		t.Fatal(err)
 	}
-	entries := run(1, 5, 3)
+	entries := entriesOf(1, 5, 3)
 	entries[2] = raft.Entry{Index: 3, Term: 3, Kind: raft.EntryMembership, Data: encoded(2)}
 	hard := raft.HardState{Term: 3, Vote: 1}
 	appendTest(t, s, key(2, 1), raft.Write{HardState: &hard, Entries: entries})
@@ -183,9 +183,9 @@ func TestOverwritingTruncates(t *testing.T) {
 	for _, long := range []raft.Index{20, 500} { // point deletes, a range
 		appendTest(t, s, id, raft.Write{Reset: &raft.SnapshotMark{}})
 		m := raft.Entry{Index: 12, Term: 1, Kind: raft.EntryMembership, Data: encoded(9)}
-		appendTest(t, s, id, raft.Write{Entries: append(append(run(1, 11, 1), m), run(13, long, 1)...)})
-		appendTest(t, s, id, raft.Write{Entries: run(8, 10, 2)})
-		want := append(run(1, 7, 1), run(8, 10, 2)...)
+		appendTest(t, s, id, raft.Write{Entries: append(append(entriesOf(1, 11, 1), m), entriesOf(13, long, 1)...)})
+		appendTest(t, s, id, raft.Write{Entries: entriesOf(8, 10, 2)})
+		want := append(entriesOf(1, 7, 1), entriesOf(8, 10, 2)...)
 		wantEntries(t, s.Reader(id), want)
 		dropTails(s)
 		wantEntries(t, s.Reader(id), want)
@@ -205,17 +205,17 @@ func TestTailHoldsRecentEntriesWithinItsBudget(t *testing.T) {
 	defer closeTest(t, s)
 	a, b := key(2, 1), key(3, 1)
 	createTest(t, s, a, b)
-	appendTest(t, s, a, raft.Write{Entries: run(1, 10, 1)})
-	appendTest(t, s, b, raft.Write{Entries: run(1, 9, 1)})
-	appendTest(t, s, b, raft.Write{Entries: run(10, 19, 1)})
+	appendTest(t, s, a, raft.Write{Entries: entriesOf(1, 10, 1)})
+	appendTest(t, s, b, raft.Write{Entries: entriesOf(1, 9, 1)})
+	appendTest(t, s, b, raft.Write{Entries: entriesOf(10, 19, 1)})
 	if n := tailLen(s, a); n != 0 {
 		t.Fatalf("the oldest entries are still in memory: %d", n)
 	}
 	if n := tailLen(s, b); n == 0 {
 		t.Fatal("recent entries are not in memory")
 	}
-	wantEntries(t, s.Reader(a), run(1, 10, 1))
-	wantEntries(t, s.Reader(b), run(1, 19, 1))
+	wantEntries(t, s.Reader(a), entriesOf(1, 10, 1))
+	wantEntries(t, s.Reader(b), entriesOf(1, 19, 1))
 	if got, want := tailBytes(s), s.tails.bytes; got != want {
 		t.Fatalf("tails hold %d bytes, the budget counts %d", got, want)
 	}
@@ -245,10 +245,10 @@ func TestEntriesStopsAtMaxBytesButReturnsOne(t *testing.T) {
 	defer closeTest(t, s)
 	id := key(2, 1)
 	createTest(t, s, id)
-	entries := run(1, 9, 1)
+	entries := entriesOf(1, 9, 1)
 	appendTest(t, s, id, raft.Write{Entries: entries})
 	each := len(entries[0].Data)
-	for _, from := range []string{"memory", "Pebble"} {
+	for _, from := range []string{"memory", "the files"} {
 		for maxBytes, want := range map[int]int{0: 1, each - 1: 1, each: 2, 3 * each: 4, 1 << 20: 9} {
 			got, err := s.Reader(id).Entries(1, 10, maxBytes)
 			if err != nil || len(got) != want {
@@ -265,13 +265,13 @@ func TestCompactForgetsTheBeginning(t *testing.T) {
 	s := openTest(t, o)
 	id := key(2, 1)
 	createTest(t, s, id)
-	appendTest(t, s, id, raft.Write{Entries: run(1, 100, 7)})
+	appendTest(t, s, id, raft.Write{Entries: entriesOf(1, 100, 7)})
 	before := s.Size(id)
 	s.Compact(id, 60)
 	waitFor(t, func() bool { return s.Reader(id).FirstIndex() == 61 })
 	check := func() {
 		t.Helper()
-		wantEntries(t, s.Reader(id), run(61, 100, 7))
+		wantEntries(t, s.Reader(id), entriesOf(61, 100, 7))
 		if term, err := s.Reader(id).Term(60); err != nil || term != 7 {
 			t.Fatalf("term before the first entry: %d, %v", term, err)
 		}
@@ -297,8 +297,8 @@ func TestCompactForgetsTheBeginning(t *testing.T) {
 	if size := s.Size(id); size != 0 {
 		t.Errorf("an empty log has %d bytes", size)
 	}
-	appendTest(t, s, id, raft.Write{Entries: run(101, 102, 8)})
-	wantEntries(t, s.Reader(id), run(101, 102, 8))
+	appendTest(t, s, id, raft.Write{Entries: entriesOf(101, 102, 8)})
+	wantEntries(t, s.Reader(id), entriesOf(101, 102, 8))
 }
 
 // fataler is what testing.TB and *rapid.T share here.
@@ -322,9 +322,9 @@ func TestResetBeginsTheLogBehindTheSnapshot(t *testing.T) {
 	s := openTest(t, o)
 	id := key(2, 1)
 	createTest(t, s, id)
-	appendTest(t, s, id, raft.Write{Entries: run(1, 50, 1)})
+	appendTest(t, s, id, raft.Write{Entries: entriesOf(1, 50, 1)})
 	mark := raft.SnapshotMark{Index: 200, Term: 4, Membership: membership(3)}
-	appendTest(t, s, id, raft.Write{Reset: &mark, Entries: run(201, 203, 5)})
+	appendTest(t, s, id, raft.Write{Reset: &mark, Entries: entriesOf(201, 203, 5)})
 	for range 2 {
 		state, err := s.Load(id)
 		if err != nil {
@@ -336,7 +336,7 @@ func TestResetBeginsTheLogBehindTheSnapshot(t *testing.T) {
 		if state.First != 201 || state.FirstTerm != 4 || state.Last != 203 {
 			t.Fatalf("state is %+v", state)
 		}
-		wantEntries(t, s.Reader(id), run(201, 203, 5))
+		wantEntries(t, s.Reader(id), entriesOf(201, 203, 5))
 		closeTest(t, s)
 		s = openTest(t, o)
 	}
@@ -355,17 +355,17 @@ func TestWritesThatDoNotFitAreRefusedWhole(t *testing.T) {
 	createTest(t, s, a, b)
 	appendTest(t, s, a, raft.Write{Reset: &raft.SnapshotMark{Index: 10, Term: 1}})
 	for name, bad := range map[string]raft.Write{
-		"gap":          {Entries: run(12, 13, 1)},
-		"behind begin": {Entries: run(10, 11, 1)},
-		"hole":         {Entries: append(run(11, 12, 1), run(14, 14, 1)...)},
+		"gap":          {Entries: entriesOf(12, 13, 1)},
+		"behind begin": {Entries: entriesOf(10, 11, 1)},
+		"hole":         {Entries: append(entriesOf(11, 12, 1), entriesOf(14, 14, 1)...)},
 	} {
-		err := appendWait(s, Write{ID: b, Write: raft.Write{Entries: run(1, 1, 1)}}, Write{ID: a, Write: bad})
+		err := appendWait(s, Write{ID: b, Write: raft.Write{Entries: entriesOf(1, 1, 1)}}, Write{ID: a, Write: bad})
 		var refused *WriteError
 		if !errors.As(err, &refused) || refused.ID != a {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := appendWait(s, Write{ID: key(9, 9), Write: raft.Write{Entries: run(1, 1, 1)}}); !errors.Is(err, ErrNoReplica) {
+	if err := appendWait(s, Write{ID: key(9, 9), Write: raft.Write{Entries: entriesOf(1, 1, 1)}}); !errors.Is(err, ErrNoReplica) {
 		t.Errorf("write to a replica that was never created: %v", err)
 	}
 	wantEntries(t, s.Reader(a), nil)
@@ -403,7 +403,7 @@ func TestRemoveDeletesTheLog(t *testing.T) {
 	s := openTest(t, o)
 	id := key(2, 1)
 	createTest(t, s, id, key(3, 1))
-	appendTest(t, s, id, raft.Write{HardState: &raft.HardState{Term: 4}, Entries: run(1, 100, 1)})
+	appendTest(t, s, id, raft.Write{HardState: &raft.HardState{Term: 4}, Entries: entriesOf(1, 100, 1)})
 	r := s.Reader(id)
 	if err := s.Remove(id); err != nil {
 		t.Fatal(err)
@@ -418,17 +418,10 @@ func TestRemoveDeletesTheLog(t *testing.T) {
 		if records := s.Replicas(); len(records) != 1 || records[0].ID != key(3, 1) {
 			t.Errorf("replicas: %+v", records)
 		}
-		iter, err := s.db.NewIter(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for ok := iter.First(); ok; ok = iter.Next() {
-			if found, whole := splitReplicaKey(iter.Key()); whole && found == id {
-				t.Errorf("left behind: %q", iter.Key())
+		for _, g := range s.files.used {
+			if s.Reader(key(3, 1)).LastIndex() == 0 && g.live != 0 {
+				t.Errorf("%s still holds %d bytes that count", g.name, g.live)
 			}
-		}
-		if err := iter.Close(); err != nil {
-			t.Fatal(err)
 		}
 		if _, err := r.Entries(50, 51, 0); err == nil {
 			t.Error("a reader of the removed replica still reads")
@@ -491,7 +484,7 @@ func TestClosedStoreAnswersErrClosed(t *testing.T) {
 	createTest(t, s, key(2, 1))
 	closeTest(t, s)
 	closeTest(t, s)
-	if err := appendWait(s, Write{ID: key(2, 1), Write: raft.Write{Entries: run(1, 1, 1)}}); !errors.Is(err, ErrClosed) {
+	if err := appendWait(s, Write{ID: key(2, 1), Write: raft.Write{Entries: entriesOf(1, 1, 1)}}); !errors.Is(err, ErrClosed) {
 		t.Errorf("append: %v", err)
 	}
 	if err := s.Create(key(3, 1), raft.Membership{}); !errors.Is(err, ErrClosed) {
@@ -508,7 +501,7 @@ func TestAnswersComeInTheOrderOfTheQueue(t *testing.T) {
 	var order []raft.Index
 	const n = 300
 	for i := raft.Index(1); i <= n; i++ {
-		s.Append([]Write{{ID: id, Write: raft.Write{Entries: run(i, i, 1)}}}, func(err error) {
+		s.Append([]Write{{ID: id, Write: raft.Write{Entries: entriesOf(i, i, 1)}}}, func(err error) {
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {

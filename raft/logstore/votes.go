@@ -44,7 +44,7 @@ type voteRecord struct {
 // votesState is what the records add up to.
 type votesState struct {
 	number   uint64 // records ever written
-	seq      uint64 // highest batch copied
+	seq      uint64 // highest frame copied
 	replicas map[raft.ReplicaKey]votesReplica
 	highest  map[raft.GroupID]raft.ReplicaID
 }

@@ -1,28 +1,22 @@
 package logstore
 
 import (
-	"encoding/binary"
+	"encoding/json"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
-// pointDeletesMax: up to so many entries are deleted one by one; a range
-// tombstone costs readers more than these.
-const pointDeletesMax = 32
-
-// turn is one batch of the writer: all that was queued when it began.
+// turn is one frame of the log: all that was queued when it began.
 type turn struct {
 	seq     uint64
-	batch   *pebble.Batch
+	base    int64        // where the frame goes in the active segment
 	durable bool         // somebody waits for it: it is synced
 	votes   []voteRecord // to follow into the votes file
 	answers []answer
+	moved   []move
 	bytes   int
 	started time.Time
 }
@@ -32,50 +26,84 @@ type answer struct {
 	err  error
 }
 
-// writeLoop takes what is queued, puts it into Pebble and leaves the waiting
-// for the sync to syncLoop, so that the next turn is encoded meanwhile. Two
-// turns at most are under way in syncLoop: what is queued behind them gathers.
+// move says that a run lies somewhere else as soon as the frame is written.
+type move struct {
+	g *group
+	r run
+}
+
+// writeLoop makes one frame after the other of what is queued: what comes while
+// one is written and synced shares the next.
 func (s *Store) writeLoop() {
-	defer close(s.turns)
+	defer close(s.written)
 	for {
 		requests, compact, ok := s.queue.take(turnBytesMax)
 		if !ok {
 			return
 		}
-		t := s.encode(requests, compact)
-		if !s.pending.add(t) {
-			t.answer(s.stop.Err())
-			return
-		}
-		if err := s.apply(t); err != nil {
+		if err := s.turn(requests, compact); err != nil {
 			s.stop.Fail(err)
-			return
-		}
-		select {
-		case s.turns <- t:
-		case <-s.stop.Failed():
 			return
 		}
 	}
 }
 
-// encode builds the batch of one turn and brings the groups' state in memory
+// turn carries out what was queued. After an error nothing is acknowledged any
+// more; the fail loop answers.
+func (s *Store) turn(requests []request, compact map[raft.ReplicaKey]beginning) error {
+	if err := s.makeRoom(requests); err != nil {
+		return err
+	}
+	t := s.encode(requests, compact)
+	if !s.pending.begin(t) {
+		t.answer(s.stop.Err())
+		return nil
+	}
+	if err := s.write(t); err != nil {
+		return err
+	}
+	for _, m := range t.moved {
+		m.g.moved(m.r)
+	}
+	s.tails.enforce()
+	if t.durable {
+		if err := s.persist(t); err != nil {
+			return err
+		}
+	}
+	if s.pending.end(t) {
+		t.answer(nil)
+	}
+	return nil
+}
+
+// makeRoom goes on to the next segment if what was queued does not fit.
+func (s *Store) makeRoom(requests []request) error {
+	bytes := int64(frameHeaderBytes)
+	for _, r := range requests {
+		bytes += int64(r.bytes)
+	}
+	if active := s.files.active(); active.end+bytes <= active.size || active.end <= s.fresh {
+		return nil // a frame larger than a whole segment lets its file grow
+	}
+	return s.roll()
+}
+
+// encode builds the frame of one turn and brings the groups' state in memory
 // up to it.
 func (s *Store) encode(requests []request, compact map[raft.ReplicaKey]beginning) *turn {
-	t := &turn{batch: s.db.NewBatch(), started: time.Now()}
-	if len(requests) > 0 {
-		s.seq++
-		t.seq, t.durable = s.seq, true
-		must(t.batch.Set([]byte{kindSeq}, binary.BigEndian.AppendUint64(nil, s.seq), nil))
-	}
+	t := &turn{seq: s.seq + 1, base: s.files.active().end, durable: len(requests) > 0, started: time.Now()}
+	s.frame.reset()
 	for _, r := range requests {
 		t.answers = append(t.answers, answer{done: r.done, err: s.encodeRequest(t, r)})
 		t.bytes += r.bytes
 	}
 	for id, b := range compact {
-		s.encodeCompact(t, id, b)
+		s.encodeCompact(id, b)
 	}
-	s.tails.enforce()
+	if t.durable {
+		s.mover.encode(s, t)
+	}
 	return t
 }
 
@@ -104,7 +132,8 @@ func (s *Store) encodeWrite(t *turn, g *group, w raft.Write) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if w.Reset != nil {
-		s.encodeReset(t, g, *w.Reset)
+		s.tails.left(g.reset(*w.Reset))
+		s.frame.add(recordReset, encodeID(g.id), encodeBeginning(g.begin))
 	}
 	if len(w.Entries) > 0 {
 		s.encodeEntries(t, g, w.Entries)
@@ -112,40 +141,24 @@ func (s *Store) encodeWrite(t *turn, g *group, w raft.Write) {
 	if w.HardState != nil && *w.HardState != g.hard {
 		g.hard = *w.HardState
 		value := encodeHardState(g.hard)
-		must(t.batch.Set(replicaKey(kindHardState, g.id), value, nil))
+		s.frame.add(recordHardState, encodeID(g.id), value)
 		t.votes = append(t.votes, voteRecord{seq: t.seq, kind: voteHardState, id: g.id, payload: value})
 	}
-}
-
-func (s *Store) encodeReset(t *turn, g *group, mark raft.SnapshotMark) {
-	t.deleteEntries(g, g.begin.index+1)
-	s.tails.left(g.reset(mark))
-	must(t.batch.Set(replicaKey(kindBeginning, g.id), encodeBeginning(g.begin), nil))
 }
 
 func (s *Store) encodeEntries(t *turn, g *group, entries []raft.Entry) {
 	first, last := entries[0].Index, entries[len(entries)-1].Index
 	if first <= g.last {
-		// What the new entries overwrite needs no deleting.
-		t.deleteMemberships(g, first)
-		t.deleteIndexes(kindEntry, g.id, last+1, g.last)
 		s.tails.left(g.truncate(first))
 	}
-	for _, e := range entries {
-		op := t.batch.SetDeferred(indexKeyBytes, entryHeaderBytes+len(e.Data))
-		putIndexKey(op.Key, kindEntry, g.id, e.Index)
-		putEntry(op.Value, e)
-		must(op.Finish())
-		if e.Kind == raft.EntryMembership {
-			must(t.batch.Set(indexKey(kindMembership, g.id, e.Index), encodeIndexedMembership(e.Term, e.Data), nil))
-		}
-	}
-	s.tails.joined(g, last, g.append(entries))
+	at, length := s.frame.entries(recordEntries, g.id, entries)
+	r := run{first: first, last: last, segment: s.files.active(), at: t.base + int64(at), bytes: int32(length)}
+	s.tails.joined(g, last, g.append(entries, r))
 }
 
 // encodeCompact lets the log of id begin behind b, if that still makes sense:
 // since it was asked for the log may have been reset or removed.
-func (s *Store) encodeCompact(t *turn, id raft.ReplicaKey, b beginning) {
+func (s *Store) encodeCompact(id raft.ReplicaKey, b beginning) {
 	g, ok := s.group(id)
 	if !ok {
 		return
@@ -155,105 +168,109 @@ func (s *Store) encodeCompact(t *turn, id raft.ReplicaKey, b beginning) {
 	if b.index <= g.begin.index || b.index > g.last {
 		return
 	}
-	for _, index := range g.memberships {
-		if index <= b.index {
-			must(t.batch.Delete(indexKey(kindMembership, id, index), nil))
-		}
-	}
-	must(t.batch.DeleteRange(indexKey(kindEntry, id, g.begin.index+1), indexKey(kindEntry, id, b.index+1), nil))
-	must(t.batch.Set(replicaKey(kindBeginning, id), encodeBeginning(b), nil))
 	s.tails.left(g.compact(b))
+	s.frame.add(recordCompacted, encodeID(id), encodeBeginning(b))
 }
 
-// deleteEntries deletes the entries of g from index on, with the copies of
-// memberships.
-func (t *turn) deleteEntries(g *group, index raft.Index) {
-	t.deleteMemberships(g, index)
-	t.deleteIndexes(kindEntry, g.id, index, g.last)
+// write puts the turn's frame into the file.
+func (s *Store) write(t *turn) error {
+	if s.frame.empty() && !t.durable {
+		return nil
+	}
+	active := s.files.active()
+	sealFrame(s.frame.bytes, active.header.nonce, t.seq)
+	if err := active.write(s.frame.bytes); err != nil {
+		return err
+	}
+	s.seq, s.logged = t.seq, t.seq
+	return nil
 }
 
-func (t *turn) deleteMemberships(g *group, from raft.Index) {
-	for _, index := range slices.Backward(g.memberships) {
-		if index < from {
-			return
-		}
-		must(t.batch.Delete(indexKey(kindMembership, g.id, index), nil))
-	}
-}
-
-// deleteIndexes deletes first..last.
-func (t *turn) deleteIndexes(kind byte, id raft.ReplicaKey, first, last raft.Index) {
-	if last < first {
-		return
-	}
-	if last-first >= pointDeletesMax {
-		must(t.batch.DeleteRange(indexKey(kind, id, first), indexKey(kind, id, last+1), nil))
-		return
-	}
-	for index := first; index <= last; index++ {
-		must(t.batch.Delete(indexKey(kind, id, index), nil))
-	}
-}
-
-// must is for batch operations, which only fail on a batch that was committed
-// already.
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
-}
-
-// apply hands the turn to Pebble; it comes back before a sync. Pebble panics
-// when it cannot make a new log file: that is a failed disk like any other.
-func (s *Store) apply(t *turn) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("write log: %v", r)
-		}
-	}()
-	if !t.durable {
-		return s.db.Apply(t.batch, pebble.NoSync)
-	}
-	return s.db.ApplyNoSyncWait(t.batch, pebble.Sync)
-}
-
-// syncLoop waits until turns are durable, in their order, and answers them.
-func (s *Store) syncLoop() {
-	defer close(s.synced)
-	for t := range s.turns {
-		if err := s.finish(t); err != nil {
-			s.stop.Fail(err)
-			return
-		}
-		if !s.pending.take(t) {
-			return
-		}
-		t.answer(nil)
-	}
-}
-
-// finish makes the turn durable in both places.
-func (s *Store) finish(t *turn) error {
-	if t.durable {
-		if err := t.batch.SyncWait(); err != nil {
-			return fmt.Errorf("sync log: %w", err)
-		}
-	}
-	if err := t.batch.Close(); err != nil {
-		return fmt.Errorf("write log: %w", err)
+// persist makes the turn durable in both places, and then frees what does not
+// count any more.
+func (s *Store) persist(t *turn) error {
+	if err := s.files.active().sync(); err != nil {
+		return err
 	}
 	if len(t.votes) > 0 {
 		if err := s.votes.append(t.votes); err != nil {
 			return err
 		}
 	}
-	if t.durable {
-		s.evidence.note(evidence{seq: t.seq, votes: s.votes.state.number})
-		if s.options.Metrics != nil {
-			s.options.Metrics.Synced(len(t.answers), t.bytes, time.Since(t.started))
+	s.evidence.note(evidence{seq: t.seq, votes: s.votes.state.number})
+	if s.options.Metrics != nil {
+		s.options.Metrics.Synced(len(t.answers), t.bytes, time.Since(t.started))
+	}
+	return s.files.retire()
+}
+
+// roll begins the next segment with a checkpoint: all that is known but the
+// entries. What the segments before it hold must be durable when it counts.
+func (s *Store) roll() error {
+	header := segmentHeader{number: s.files.nextNumber(), beforeTo: s.logged, first: s.seq + 1, nonce: newNonce()}
+	if len(s.files.used) > 0 {
+		active := s.files.active()
+		header.before = active.header.number
+		if active.dirty {
+			if err := active.sync(); err != nil {
+				return err
+			}
 		}
 	}
+	next, err := s.files.next(s.stop.Failed())
+	if err != nil {
+		return err
+	}
+	return s.begin(next, header)
+}
+
+// begin makes next the active segment.
+func (s *Store) begin(next *segment, header segmentHeader) error {
+	next.header, next.live = header, 0
+	s.checkpoint()
+	sealFrame(s.frame.bytes, header.nonce, header.first)
+	if _, err := next.file.WriteAt(header.encode(), 0); err != nil {
+		return fmt.Errorf("write log: %w", err)
+	}
+	next.end = segmentHeaderBytes
+	if err := next.write(s.frame.bytes); err != nil {
+		return err
+	}
+	s.seq, s.logged = header.first, header.first
+	s.files.used = append(s.files.used, next)
+	s.fresh = next.end
+	s.files.prepare()
 	return nil
+}
+
+// checkpoint makes the frame that a segment begins with.
+func (s *Store) checkpoint() {
+	s.frame.reset()
+	s.frame.add(recordCheckpoint)
+	if identity, ok := s.Identity(); ok {
+		s.frame.add(recordIdentity, encodeIdentity(identity))
+	}
+	for group, replica := range s.highest {
+		s.frame.add(recordHighest, encodeID(raft.ReplicaKey{Group: group, Replica: replica}))
+	}
+	for _, g := range s.all() {
+		g.mu.RLock()
+		id := encodeID(g.id)
+		s.frame.add(recordReplica, id, encodeReplica(g.record))
+		s.frame.add(recordExtent, id, encodeExtent(g.last, g.lastTerm, g.begin))
+		if g.hard != (raft.HardState{}) {
+			s.frame.add(recordHardState, id, encodeHardState(g.hard))
+		}
+		g.mu.RUnlock()
+	}
+}
+
+func encodeIdentity(identity Identity) []byte {
+	value, err := json.Marshal(identity)
+	if err != nil {
+		panic(fmt.Sprintf("identity %+v cannot be encoded: %v", identity, err)) // plain fields
+	}
+	return value
 }
 
 func (t *turn) answer(failure error) {
@@ -265,46 +282,42 @@ func (t *turn) answer(failure error) {
 	}
 }
 
-// pendingTurns are those whose requests have left the queue and are not
-// answered. Whoever takes a turn answers it.
-type pendingTurns struct {
+// pendingTurn is the turn whose requests have left the queue and are not
+// answered. Whoever takes it answers it.
+type pendingTurn struct {
 	mu     sync.Mutex // guards all below
 	failed bool
-	turns  []*turn
+	turn   *turn
 }
 
-func (p *pendingTurns) add(t *turn) bool {
+// begin is false if nothing begins any more: the caller answers.
+func (p *pendingTurn) begin(t *turn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed {
 		return false
 	}
-	p.turns = append(p.turns, t)
+	p.turn = t
 	return true
 }
 
-// take takes the oldest turn, which is t.
-func (p *pendingTurns) take(t *turn) bool {
+// end takes t, unless fail did.
+func (p *pendingTurn) end(t *turn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.failed {
-		return false
-	}
-	if p.turns[0] != t {
-		panic(fmt.Sprintf("turn %d finished before turn %d", t.seq, p.turns[0].seq))
-	}
-	p.turns = slices.Delete(p.turns, 0, 1)
-	return true
+	taken := p.turn == t
+	p.turn = nil
+	return taken
 }
 
-// fail takes all turns, for good.
-func (p *pendingTurns) fail() []*turn {
+// fail takes the turn; none begins any more.
+func (p *pendingTurn) fail() *turn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.failed = true
-	turns := p.turns
-	p.turns = nil
-	return turns
+	t := p.turn
+	p.turn = nil
+	return t
 }
 
 // failLoop answers everybody when the disk has failed.
@@ -317,7 +330,7 @@ func (s *Store) failLoop() {
 	}
 	err := s.stop.Err()
 	s.queue.end(err)
-	for _, t := range s.pending.fail() {
+	if t := s.pending.fail(); t != nil {
 		t.answer(err)
 	}
 	for _, r := range s.queue.drop() {

