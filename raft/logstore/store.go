@@ -9,8 +9,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/flotilla-kv/flotilla/internal/disk"
 	"github.com/flotilla-kv/flotilla/raft"
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
 )
 
 // Store is the log of all groups of a node. All methods may be called from any

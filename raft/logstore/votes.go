@@ -10,8 +10,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/flotilla-kv/flotilla/internal/disk"
 	"github.com/flotilla-kv/flotilla/raft"
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
