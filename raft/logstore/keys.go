@@ -10,6 +10,7 @@ import (
 const (
 	kindIdentity   = 'i'
 	kindSeq        = 's'
+	kindLost       = 'l'
 	kindHighest    = 'h'
 	kindReplica    = 'r'
 	kindHardState  = 'v'

@@ -23,10 +23,14 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
+	s.lost = s.lost || side.votes.lost
 	if reason := side.cutReason(s.seq); reason != "" {
 		if err := s.recoverCut(side, reason); err != nil {
 			return err
 		}
+	}
+	if s.lost {
+		s.log.Error("the replicas of this node stay down: each has to be replaced by a new one", "reason", ErrVotesLost, "replicas", len(s.groups))
 	}
 	return s.openSides(side)
 }
@@ -74,12 +78,10 @@ func (side sides) cutReason(seq uint64) string {
 }
 
 // recoverCut makes every replica that ever was, and was not removed, suspect,
-// with the highest term and vote that either copy knows.
+// with the highest term and vote that either copy knows. Without the second
+// copy the replicas are lost.
 func (s *Store) recoverCut(side sides, reason string) error {
 	s.log.Error("the log was cut: all replicas are suspect", "reason", reason, "replicas", len(s.groups))
-	if side.votesDamage != nil {
-		return fmt.Errorf("%w (%s; %w)", ErrEvidenceLost, reason, side.votesDamage)
-	}
 	if !s.hasIdentity {
 		return fmt.Errorf("%w (%s)", ErrLogLost, reason)
 	}
@@ -88,8 +90,16 @@ func (s *Store) recoverCut(side sides, reason string) error {
 	t := &turn{seq: s.seq, batch: s.db.NewBatch()}
 	defer t.batch.Close()
 	must(t.batch.Set([]byte{kindSeq}, binary.BigEndian.AppendUint64(nil, s.seq), nil))
-	if err := s.takeVotes(t, side.votes); err != nil {
-		return fmt.Errorf("%w (%s; %w)", ErrEvidenceLost, reason, err)
+	damage := side.votesDamage
+	if damage == nil {
+		damage = s.takeVotes(t, side.votes)
+	}
+	if damage != nil {
+		s.log.Error("the second copy of the votes is damaged", "reason", damage)
+		s.lost = true
+	}
+	if s.lost {
+		must(t.batch.Set([]byte{kindLost}, nil, nil))
 	}
 	for _, g := range s.groups {
 		s.setSuspect(t, g, true)
@@ -153,6 +163,7 @@ func (s *Store) openSides(side sides) error {
 	state := newVotesState()
 	state.number = max(side.votes.number, side.evidence.votes)
 	state.seq = s.seq
+	state.lost = s.lost
 	for group, replica := range s.highest {
 		state.highest[group] = replica
 	}
@@ -189,6 +200,7 @@ func (s *Store) loadAll() (err error) {
 	if iter.SeekGE([]byte{kindSeq}) && len(iter.Key()) == 1 && iter.Key()[0] == kindSeq {
 		s.seq = binary.BigEndian.Uint64(iter.Value())
 	}
+	s.lost = iter.SeekGE([]byte{kindLost}) && len(iter.Key()) == 1 && iter.Key()[0] == kindLost
 	if iter.SeekGE([]byte{kindIdentity}) && len(iter.Key()) == 1 && iter.Key()[0] == kindIdentity {
 		if err := json.Unmarshal(iter.Value(), &s.identity); err != nil {
 			return fmt.Errorf("identity: %w", err)

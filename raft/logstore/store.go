@@ -23,6 +23,7 @@ type Store struct {
 	cache   *pebble.Cache
 	db      *pebble.DB
 	cut     bool
+	lost    bool
 
 	queue    *queue
 	evidence *evidenceKeeper
@@ -67,8 +68,7 @@ type State struct {
 }
 
 // Open opens the store in options.Dir, creating it if it is not there. Errors:
-// disk.ErrInUse, disk.ErrForeign, *disk.FormatError, *DamagedError, ErrLogLost,
-// ErrEvidenceLost.
+// disk.ErrInUse, disk.ErrForeign, *disk.FormatError, *DamagedError, ErrLogLost.
 func Open(options Options) (*Store, error) {
 	options, err := options.withDefaults()
 	if err != nil {
@@ -152,8 +152,12 @@ func (s *Store) Append(writes []Write, done func(error)) {
 }
 
 // Load tells what the log of id holds. It is for starting a replica: writes of
-// id that are under way may be in it or not.
+// id that are under way may be in it or not. Of a store whose votes are lost it
+// tells nothing (ErrVotesLost).
 func (s *Store) Load(id raft.ReplicaKey) (State, error) {
+	if s.lost {
+		return State{}, fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrVotesLost)
+	}
 	g, ok := s.group(id)
 	if !ok {
 		return State{}, fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrNoReplica)
@@ -232,6 +236,12 @@ func (s *Store) Sizes() map[raft.ReplicaKey]int64 {
 
 // Cut says that the log was found cut by this Open: all replicas are suspect.
 func (s *Store) Cut() bool { return s.cut }
+
+// Lost says that the log was cut, by this Open or an earlier one, while the
+// second copy of the votes was damaged: what the replicas have voted and
+// acknowledged is not known, nor which there were. None of them runs again, and
+// none is created.
+func (s *Store) Lost() bool { return s.lost }
 
 // Close writes down what is queued, and how far the log is, and closes the
 // store. After a failed disk it returns the failure and leaves the rest to the
