@@ -26,7 +26,8 @@ type Options struct {
 	Servers []string
 	// Credentials protect the connections to all nodes. Default: none.
 	Credentials credentials.TransportCredentials
-	// Timeout bounds a call whose context has no deadline. Default 10 s.
+	// Timeout bounds a call whose context has no deadline; one that has is
+	// tried until then, however long that is. Default 10 s.
 	Timeout time.Duration
 	// CallsMax bounds the calls under way; at it methods wait and Submit
 	// answers ErrBusy. Raise it for more concurrent callers than that.

@@ -142,8 +142,6 @@ func reasonError(reason routing.Reason) error {
 		return context.Canceled
 	case routing.ReasonClosed:
 		return ErrClosed
-	case routing.ReasonExhausted:
-		return ErrUnavailable
 	case routing.ReasonInvalid:
 		return ErrInvalid
 	case routing.ReasonCrossShard:

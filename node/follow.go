@@ -56,13 +56,25 @@ func (n *Node) followOnce(ctx context.Context, m *shardmap.Map) (again bool) {
 			again = true
 		}
 	}
-	for _, s := range host.Statuses() {
-		key := s.Key
+	for _, key := range present(host) {
 		if !assigned[key] && n.removeUnassigned(ctx, host, key) != nil {
 			again = true
 		}
 	}
 	return again
+}
+
+// present are the replicas that run here, and those that are lost.
+func present(host *multiraft.Host) (keys []raft.ReplicaKey) {
+	for _, s := range host.Statuses() {
+		keys = append(keys, s.Key)
+	}
+	for _, record := range host.Recorded() {
+		if record.Lost {
+			keys = append(keys, record.ID)
+		}
+	}
+	return keys
 }
 
 // followAddresses tells the transport where the other nodes are. A node that

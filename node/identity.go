@@ -98,6 +98,9 @@ func (n *Node) openHost(id shardctrler.Identity) (shardctrler.Host, error) {
 	n.host.Store(host)
 	n.kv.Attach(host)
 	for _, record := range host.Recorded() {
+		if record.Lost {
+			continue // the log has said so; see groupWaitsFor
+		}
 		if err := host.Start(n.replicaSpec(record.ID, record.First, 0)); err != nil {
 			return nil, err
 		}

@@ -104,10 +104,8 @@ func (c *localConn) Close() error {
 // backend is what the RESP door stands before: the node's own client.
 type backend struct{ node *Node }
 
-// Submit carries out a request; see resp.Backend.
-func (b *backend) Submit(request *flotillav1.Request, done func(*flotillav1.Response, error)) {
-	b.node.client.Submit(request, done)
-}
+// NewLane makes the lane of a connection; see resp.Backend.
+func (b *backend) NewLane() resp.Lane { return b.node.client.NewLane() }
 
 // Map is the shard map that the node routes by.
 func (b *backend) Map() *shardmap.Map { return b.node.ctrl.Maps().Current() }

@@ -1,12 +1,14 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,7 +19,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/client"
+	"github.com/flotilla-kv/flotilla/raft/logstore"
 )
 
 // start starts a node on free ports; it is stopped when the test ends.
@@ -129,6 +133,69 @@ func TestWriteRestartRead(t *testing.T) {
 		if err != nil || string(item.Value) != fmt.Sprint(i) {
 			t.Fatalf("key-%d is %q (%v) after the restart", i, item.Value, err)
 		}
+	}
+}
+
+// A node whose log was cut, with damage in the second copy of its votes, keeps
+// its replicas down and says so; it goes on as a door to the others.
+func TestANodeThatLostItsVotesIsADoor(t *testing.T) {
+	dir := t.TempDir()
+	nodes := cluster(t, dir)
+	c := clientOf(t, nodes[0])
+	for i := range 50 {
+		if _, err := c.Put(t.Context(), fmt.Sprint("key-", i), []byte("before")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop(t, nodes[2])
+	damage(t, filepath.Join(dir, "n3", "log", "votes"), func(text []byte) []byte { text[len(text)-1] ^= 1; return text })
+	file, err := logstore.ActiveFile(filepath.Join(dir, "n3", "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, file, func(text []byte) []byte { return text[:len(bytes.TrimRight(text, "\x00"))/2] })
+
+	door := start(t, "n3", filepath.Join(dir, "n3"), nodes[0].Addresses().Gossip)
+	eventually(t, "it says what it waits for", func() bool {
+		return slices.ContainsFunc(door.WaitingFor(), func(what string) bool { return strings.Contains(what, "to be replaced") })
+	})
+	if status, body := get(t, door, "/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, "votes are lost") {
+		t.Errorf("/readyz: %d %q", status, body)
+	}
+	if running := door.host.Load().Statuses(); len(running) != 0 {
+		t.Errorf("replicas run: %+v", running)
+	}
+	c = clientOf(t, door)
+	if _, err := c.Put(t.Context(), "key-0", []byte("after")); err != nil {
+		t.Error(err)
+	}
+	if item, err := c.Get(t.Context(), "key-1"); err != nil || string(item.Value) != "before" {
+		t.Errorf("%q, %v", item.Value, err)
+	}
+	eventually(t, "the cluster's status says so too", func() bool {
+		s, err := nodes[0].ctrl.GetStatus(t.Context(), &flotillav1.GetStatusRequest{})
+		return err == nil && slices.ContainsFunc(s.WaitingFor, func(what string) bool { return strings.Contains(what, "to be replaced") })
+	})
+}
+
+// damage rewrites a file.
+func damage(t *testing.T, name string, change func([]byte) []byte) {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, change(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := until(ctx, holds); err != nil {
+		t.Fatalf("not in time: %s", what)
 	}
 }
 

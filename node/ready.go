@@ -59,6 +59,8 @@ func (n *Node) WaitingFor() []string {
 func (n *Node) groupWaitsFor(key raft.ReplicaKey) string {
 	status, running := n.host.Load().Status(key.Group)
 	switch {
+	case !running && n.log.Lost():
+		return fmt.Sprintf("replica %d of group %d to be replaced: the node's log was cut and its votes are lost", key.Replica, key.Group)
 	case !running:
 		return fmt.Sprintf("the replica of group %d to start", key.Group)
 	case status.Leader.Node == 0:

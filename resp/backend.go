@@ -9,18 +9,26 @@ import (
 
 // Backend is what the door stands before: the node's own client.
 type Backend interface {
-	// Submit carries out a request on keys of one shard and calls done exactly
-	// once, from any goroutine, also before Submit returns. Routing, session
-	// numbers and retries are the backend's; so is giving up after
-	// Request.timeout_ms. The request and its bytes are the backend's until
-	// done is called. Submit does not block for long: the door bounds what a
-	// connection has under way. An error may tell by a method Code what kind of
-	// failure it is; without one the outcome is taken to be unknown.
-	Submit(req *flotillav1.Request, done func(*flotillav1.Response, error))
+	// NewLane makes the lane of a new connection. It needs no closing.
+	NewLane() Lane
 	// Map is the newest shard map known, nil before there is one.
 	Map() *shardmap.Map
 	// Info is what INFO tells of the node.
 	Info() Info
+}
+
+// Lane carries out the requests of one connection.
+type Lane interface {
+	// Submit carries out a request on keys of one shard and calls done exactly
+	// once, from any goroutine, also before Submit returns. Of two requests of
+	// a lane on one shard the later takes effect after the earlier, or the
+	// earlier never does, even where its outcome was given up as unknown.
+	// Routing, session numbers and retries are the lane's; so is giving up
+	// after Request.timeout_ms. The request and its bytes are the lane's until
+	// done is called. Submit does not block for long: the door bounds what a
+	// connection has under way. An error may tell by a method Code what kind of
+	// failure it is; without one the outcome is taken to be unknown.
+	Submit(req *flotillav1.Request, done func(*flotillav1.Response, error))
 }
 
 // Info is what a node tells of itself. Unknown numbers are -1.

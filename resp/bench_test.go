@@ -20,6 +20,7 @@ func newInstant(shards int) *instant {
 
 func (b *instant) Map() *shardmap.Map { return b.shardMap }
 func (b *instant) Info() Info         { return Info{} }
+func (b *instant) NewLane() Lane      { return b }
 
 func (b *instant) Submit(req *flotillav1.Request, done func(*flotillav1.Response, error)) {
 	resp := &flotillav1.Response{Compared: true, Results: make([]*flotillav1.Result, len(req.Ops))}

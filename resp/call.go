@@ -7,7 +7,8 @@ import (
 
 // Some commands need answers before they know what to ask next, or ask all
 // shards. They are rare, so the reader carries them out by itself, one step
-// after the other, once all commands before them are answered.
+// after the other, once all commands before them are answered. They too go
+// through the connection's lane: the answer may have been "outcome unknown".
 
 // settle waits until all commands before this one are answered. It is false
 // if the connection has been given up.
@@ -38,7 +39,7 @@ func (j *job) callAll(requests []*flotillav1.Request) ([]*flotillav1.Response, b
 	answers := make(chan answer, len(requests))
 	for i, req := range requests {
 		req.TimeoutMs = j.c.pipe.timeoutMS
-		j.c.server.backend.Submit(req, func(resp *flotillav1.Response, err error) {
+		j.c.pipe.lane.Submit(req, func(resp *flotillav1.Response, err error) {
 			text := faultText(resp, err)
 			if met := len(req.Compares) == 0 || resp.GetCompared(); text == "" && met && len(resp.Results) != len(req.Ops) {
 				text = errMisfit

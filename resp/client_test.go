@@ -20,16 +20,16 @@ import (
 )
 
 // flakyCluster is the model behind the product's own client: two nodes that
-// refuse some requests, so that the client retries, and answer in any order.
+// answer in any order, and as a test says.
 type flakyCluster struct {
 	*model
 	shardMap *shardmap.Map
-	refuse   func() bool
+	answer   func(*flotillav1.Request) *flotillav1.Response // nil: none, ever
 }
 
-func newFlakyCluster(m *model, refuse func() bool) *flakyCluster {
+func newFlakyCluster(m *model, answer func(*flotillav1.Request) *flotillav1.Response) *flakyCluster {
 	members := []shardmap.Member{{Replica: 1, Node: 1}, {Replica: 2, Node: 2}}
-	c := &flakyCluster{model: m, refuse: refuse, shardMap: &shardmap.Map{
+	c := &flakyCluster{model: m, answer: answer, shardMap: &shardmap.Map{
 		ClusterID: "test", Revision: 1,
 		Shards: make([]shardmap.Assignment, len(m.shards)),
 		Groups: []shardmap.Group{{ID: 2, Members: members}},
@@ -60,9 +60,9 @@ type flakyConn struct {
 func (k *flakyConn) Send(requests []*flotillav1.Request) error {
 	for _, req := range requests {
 		k.cluster.work <- func() {
-			resp := &flotillav1.Response{Code: flotillav1.Code_BUSY}
-			if !k.cluster.refuse() {
-				resp = k.cluster.do(req)
+			resp := k.cluster.answer(req)
+			if resp == nil {
+				return
 			}
 			resp.Id = req.Id
 			k.mu.Lock()
@@ -88,19 +88,22 @@ type clientBackend struct {
 	info func() Info
 }
 
-func (b clientBackend) Info() Info { return b.info() }
+func (b clientBackend) Info() Info    { return b.info() }
+func (b clientBackend) NewLane() Lane { return b.Client.NewLane() }
 
 // startClient serves the product's client over a model.
-func startClient(t testing.TB, m *model, refuse func() bool) *Server {
+func startClient(t testing.TB, m *model, answer func(*flotillav1.Request) *flotillav1.Response, change func(*Options)) *Server {
 	t.Helper()
-	cluster := newFlakyCluster(m, refuse)
+	cluster := newFlakyCluster(m, answer)
 	c, err := client.New(client.Options{Maps: cluster, Dialer: cluster})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return start(t, clientBackend{c, m.Info}, nil)
+	return start(t, clientBackend{c, m.Info}, change)
 }
+
+func busy() *flotillav1.Response { return &flotillav1.Response{Code: flotillav1.Code_BUSY} }
 
 // TestOrderThroughRetries pipelines through the real client while a tenth of
 // all requests is refused and retried later: no command may overtake one of
@@ -108,7 +111,12 @@ func startClient(t testing.TB, m *model, refuse func() bool) *Server {
 func TestOrderThroughRetries(t *testing.T) {
 	m := newModel(8, 4)
 	t.Cleanup(m.close)
-	s := startClient(t, m, func() bool { return rand.IntN(10) == 0 })
+	s := startClient(t, m, func(req *flotillav1.Request) *flotillav1.Response {
+		if rand.IntN(10) == 0 {
+			return busy()
+		}
+		return m.do(req)
+	}, nil)
 	c := dial(t, s.Addr().String())
 	const rounds, keys = 600, 20
 	var in, want bytes.Buffer
@@ -138,21 +146,13 @@ func TestOrderThroughRetries(t *testing.T) {
 func TestClientErrors(t *testing.T) {
 	m := newModel(8, 4)
 	t.Cleanup(m.close)
-	silent := make(chan struct{})
-	t.Cleanup(func() { close(silent) })
 	var mute atomic.Bool
-	cluster := newFlakyCluster(m, func() bool {
+	s := startClient(t, m, func(*flotillav1.Request) *flotillav1.Response {
 		if mute.Load() {
-			<-silent
+			return nil
 		}
-		return true
-	})
-	c, err := client.New(client.Options{Maps: cluster, Dialer: cluster})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	s := start(t, clientBackend{c, m.Info}, func(o *Options) { o.RequestTimeout = 100 * time.Millisecond })
+		return busy()
+	}, func(o *Options) { o.RequestTimeout = 100 * time.Millisecond })
 	d := dial(t, s.Addr().String())
 	again := func(reply string) bool {
 		return strings.HasPrefix(reply, "-TRYAGAIN ") || strings.HasPrefix(reply, "-CLUSTERDOWN ")
@@ -173,5 +173,91 @@ func TestClientErrors(t *testing.T) {
 	}
 	if got := d.do("INCR", "n"); !unknown(got) {
 		t.Errorf("INCR of a silent cluster: %q", got)
+	}
+}
+
+// lateWrites is a cluster that may keep writes back, unanswered, and applies
+// them long after their callers were told that the outcome is unknown, unless
+// their numbers have been closed.
+type lateWrites struct {
+	model *model
+
+	mu     sync.Mutex
+	keep   bool
+	kept   []*flotillav1.Request
+	closed map[uint64]bool // by number: the tests have one shard and session
+}
+
+func (l *lateWrites) answer(req *flotillav1.Request) *flotillav1.Response {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case req.GetOutcome() != nil:
+		l.closed[req.GetOutcome().GetSeq()] = true
+		return &flotillav1.Response{Outcome: flotillav1.OutcomeState_NOT_APPLIED}
+	case l.keep && req.GetSession() != nil:
+		l.kept = append(l.kept, req)
+		return nil
+	}
+	return l.model.do(req)
+}
+
+func (l *lateWrites) setKeep(keep bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keep = keep
+}
+
+// apply lets happen what was kept back.
+func (l *lateWrites) apply(t *testing.T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.kept) == 0 {
+		t.Fatal("no write was kept back")
+	}
+	for _, req := range l.kept {
+		if !l.closed[req.GetSession().GetSeq()] {
+			l.model.do(req)
+		}
+	}
+	l.kept = nil
+}
+
+// TestALateWriteOvertakesNothing gives writes up as unknown, lets later
+// commands of their connection and shard go on, and then applies the writes.
+func TestALateWriteOvertakesNothing(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		behind, after [2]string // commands, as lines, and their replies
+	}{
+		{"write", [2]string{"SET k new\r\nGET k", "+OK\r\n$3\r\nnew\r\n"}, [2]string{"GET k", "$3\r\nnew\r\n"}},
+		{"read", [2]string{"GET k", "$-1\r\n"}, [2]string{"GET k", "$-1\r\n"}},
+		{"transaction", [2]string{"MULTI\r\nSTRLEN k\r\nEXEC", "+OK\r\n+QUEUED\r\n*1\r\n:0\r\n"}, [2]string{"STRLEN k", ":0\r\n"}},
+		{"in steps", [2]string{"DBSIZE", ":0\r\n"}, [2]string{"DBSIZE", ":0\r\n"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newModel(1, 4)
+			t.Cleanup(m.close)
+			late := &lateWrites{model: m, closed: make(map[uint64]bool), keep: true}
+			s := startClient(t, m, late.answer, func(o *Options) { o.RequestTimeout = 100 * time.Millisecond })
+			c := dial(t, s.Addr().String())
+			if got := c.do("SET", "k", "late"); !strings.HasPrefix(got, "-"+errUnknownOutcome) {
+				t.Fatalf("the write was answered %q", got)
+			}
+			late.setKeep(false)
+			c.exchange(test.behind)
+			late.apply(t)
+			c.exchange(test.after)
+		})
+	}
+}
+
+// exchange sends lines of commands at once and compares their replies.
+func (c *rawClient) exchange(want [2]string) {
+	c.t.Helper()
+	c.send(want[0] + "\r\n")
+	got := make([]byte, len(want[1]))
+	if _, err := io.ReadFull(c.r, got); err != nil || string(got) != want[1] {
+		c.t.Errorf("%q was answered %q (%v), want %q", want[0], got, err, want[1])
 	}
 }

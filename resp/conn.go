@@ -64,7 +64,7 @@ func newConn(s *Server, nc net.Conn, id uint64) *conn {
 		id:      id,
 		since:   time.Now(),
 		parser:  newParser(),
-		pipe:    newPipe(s.backend, uint32(s.requestTimeout/time.Millisecond)),
+		pipe:    newPipe(s.backend.NewLane(), uint32(s.requestTimeout/time.Millisecond)),
 		written: make(chan struct{}),
 		gone:    make(chan struct{}),
 	}
@@ -253,7 +253,7 @@ func (c *conn) writeLoop() {
 		if !more {
 			return
 		}
-		submit(c.server.backend, calls)
+		c.pipe.submit(calls)
 		clear(calls)
 		c.write(w, slots)
 	}

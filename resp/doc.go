@@ -9,16 +9,18 @@
 //
 // # What happens to a command
 //
-//	socket -> reader: parser -> dispatch -> handler -> pipe -> Backend.Submit
-//	socket <- writer <- ring of reply slots  <----------- Backend's answers
+//	socket -> reader: parser -> dispatch -> handler -> pipe -> Lane.Submit
+//	socket <- writer <- ring of reply slots  <----------- Lane's answers
 //
 // A connection has two goroutines and none for a command. The reader parses
 // all that one read brought and pushes each command into the connection's
 // pipe: a slot in the order of replies, and parts, each an operation on one
-// key. The parts go into the lane of their shard, where one request at a time
-// is under way; what arrives in the meantime is merged into the next. So
-// commands of a connection that meet in one shard take effect in their order,
-// however often one has to be retried, and a long pipeline takes few requests.
+// key. The parts go into the queue of their shard, from which one request at a
+// time is under way; what arrives in the meantime is merged into the next, so
+// that a long pipeline takes few requests. All requests of a connection go
+// through one [Lane] of the backend: commands that meet in one shard take
+// effect in their order, however often one has to be retried, and one whose
+// outcome was given up as unknown has no effect behind a later one any more.
 // Reads and writes are not merged with each other: a read in a write would go
 // through the log. Commands on different shards have no order among each
 // other. Commands that need several steps (SCAN, WATCH, DBSIZE, conditional

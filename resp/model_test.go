@@ -84,6 +84,8 @@ func (m *model) Info() Info {
 	return Info{ClusterID: "0b5cf2a4-1ee2-4b92-a5c5-9b7c9e3f3a10", NodeID: 1, NodeName: "model", Keys: keys}
 }
 
+func (m *model) NewLane() Lane { return m }
+
 func (m *model) Submit(req *flotillav1.Request, done func(*flotillav1.Response, error)) {
 	m.work <- func() {
 		m.mu.Lock()

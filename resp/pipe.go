@@ -19,7 +19,7 @@ const (
 	// A single reply (of an MGET, say) that grows past this becomes an error.
 	replyBytesMax = 64 << 20
 
-	freeKept = 64 // slots and lanes kept for reuse
+	freeKept = 64 // slots and queues kept for reuse
 )
 
 // The size of the next value read is guessed from those before, so that a
@@ -42,13 +42,12 @@ type slot struct {
 	pushed  bool
 }
 
-// pipe joins a connection's reader, its writer and the backend. The reader
-// pushes commands: a slot each, in the order of their replies, and its parts,
-// each an operation on one key, which wait in the lane of their shard. The
-// backend's answers fill slots; the writer takes the filled ones from the
-// head.
+// pipe joins a connection's reader, its writer and its lane. The reader pushes
+// commands: a slot each, in the order of their replies, and its parts, each an
+// operation on one key, which wait in the queue of their shard. The lane's
+// answers fill slots; the writer takes the filled ones from the head.
 type pipe struct {
-	backend   Backend
+	lane      Lane
 	timeoutMS uint32
 
 	mu     sync.Mutex
@@ -58,28 +57,28 @@ type pipe struct {
 	ring       []*slot // a power of two long; slot i is ring[i&(len-1)]
 	head, tail uint64
 
-	lanes map[shardmap.ShardID]*lane
-	due   []*lane // begun since the last flush, nothing of them submitted yet
-	next  []*call // to be submitted by the writer: their lane's last call was answered
+	queues map[shardmap.ShardID]*queue
+	due    []*queue // begun since the last flush, nothing of them submitted yet
+	next   []*call  // to be submitted by the writer: their queue's last call was answered
 
 	open  int // slots pushed whose reply is not complete
-	ops   int // operations in lanes and calls
+	ops   int // operations in queues and calls
 	held  int
 	guess int
 
 	ended     bool // the reader pushes no more
 	abandoned bool // nobody waits for replies any more
 
-	freeSlots []*slot
-	freeLanes []*lane
+	freeSlots  []*slot
+	freeQueues []*queue
 }
 
-func newPipe(backend Backend, timeoutMS uint32) *pipe {
+func newPipe(lane Lane, timeoutMS uint32) *pipe {
 	p := &pipe{
-		backend:   backend,
+		lane:      lane,
 		timeoutMS: timeoutMS,
 		ring:      make([]*slot, slotsMin),
-		lanes:     make(map[shardmap.ShardID]*lane),
+		queues:    make(map[shardmap.ShardID]*queue),
 		guess:     valueGuessFirst,
 	}
 	p.room.L, p.filled.L = &p.mu, &p.mu
@@ -153,7 +152,7 @@ func (p *pipe) pushCall(s *slot, shard shardmap.ShardID, c *call) {
 	p.place(s)
 	s.missing += len(c.items)
 	p.ops += len(c.req.Ops)
-	p.enqueue(p.lane(shard), c)
+	p.enqueue(p.queue(shard), c)
 	p.partDone(s)
 }
 
@@ -201,7 +200,7 @@ func (p *pipe) partDone(s *slot) {
 	}
 }
 
-// addPart puts a part at the end of its shard's lane, into the request that
+// addPart puts a part at the end of its shard's queue, into the request that
 // waits there if it fits.
 func (p *pipe) addPart(part *part) {
 	bytes := part.bytes
@@ -211,37 +210,37 @@ func (p *pipe) addPart(part *part) {
 		part.item.slot.weight += p.guess
 		p.held += p.guess
 	}
-	l := p.lane(part.shard)
-	c := l.last()
+	q := p.queue(part.shard)
+	c := q.last()
 	if c == nil || !c.accepts(part, bytes) {
 		c = newCall(part.write)
-		p.enqueue(l, c)
+		p.enqueue(q, c)
 	}
 	c.add(part, bytes)
 	p.ops += 1 + len(part.more)
 }
 
-func (p *pipe) lane(shard shardmap.ShardID) *lane {
-	l := p.lanes[shard]
-	if l == nil {
-		if n := len(p.freeLanes); n > 0 {
-			l, p.freeLanes = p.freeLanes[n-1], p.freeLanes[:n-1]
+func (p *pipe) queue(shard shardmap.ShardID) *queue {
+	q := p.queues[shard]
+	if q == nil {
+		if n := len(p.freeQueues); n > 0 {
+			q, p.freeQueues = p.freeQueues[n-1], p.freeQueues[:n-1]
 		} else {
-			l = new(lane)
+			q = new(queue)
 		}
-		l.shard = shard
-		p.lanes[shard] = l
+		q.shard = shard
+		p.queues[shard] = q
 	}
-	return l
+	return q
 }
 
-func (p *pipe) enqueue(l *lane, c *call) {
-	c.pipe, c.lane = p, l
-	c.req.Shard = uint64(l.shard)
+func (p *pipe) enqueue(q *queue, c *call) {
+	c.pipe, c.queue = p, q
+	c.req.Shard = uint64(q.shard)
 	c.req.TimeoutMs = p.timeoutMS
-	l.queue = append(l.queue, c)
-	if l.flying == nil && len(l.queue) == 1 {
-		p.due = append(p.due, l)
+	q.waiting = append(q.waiting, c)
+	if q.flying == nil && len(q.waiting) == 1 {
+		p.due = append(p.due, q)
 	}
 }
 
@@ -264,19 +263,21 @@ func (p *pipe) submitDue() {
 	}
 	due := p.due
 	calls := make([]*call, len(due))
-	for i, l := range due {
-		calls[i] = l.takeOff()
+	for i, q := range due {
+		calls[i] = q.takeOff()
 		due[i] = nil
 	}
 	p.due = due[:0]
 	p.mu.Unlock()
-	submit(p.backend, calls)
+	p.submit(calls)
 	p.mu.Lock()
 }
 
-func submit(backend Backend, calls []*call) {
+// submit hands calls to the lane. Reader and writer may both do so at a time,
+// but never for one shard.
+func (p *pipe) submit(calls []*call) {
 	for _, c := range calls {
-		backend.Submit(&c.req, c.answered)
+		p.lane.Submit(&c.req, c.answered)
 	}
 }
 
@@ -297,7 +298,7 @@ func (p *pipe) settle() bool {
 }
 
 // answered takes a call's response: it fills the slots of its items and lets
-// the lane's next call go.
+// the queue's next call go.
 func (p *pipe) answered(c *call, resp *flotillav1.Response, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -306,28 +307,28 @@ func (p *pipe) answered(c *call, resp *flotillav1.Response, err error) {
 	}
 	c.finished = true
 	if c.mustSplit(resp, err) {
-		c.lane.splitAhead(c)
+		c.queue.splitAhead(c)
 	} else {
 		c.fill(resp, err)
 		p.ops -= len(c.req.Ops)
 	}
-	p.nextOf(c.lane)
+	p.nextOf(c.queue)
 	if p.headFilled() || len(p.next) > 0 {
 		p.filled.Signal()
 	}
 	p.room.Signal()
 }
 
-// nextOf lets a lane's next call go, or the lane if it has none.
-func (p *pipe) nextOf(l *lane) {
-	l.flying = nil
-	if len(l.queue) > 0 {
-		p.next = append(p.next, l.takeOff())
+// nextOf lets a queue's next call go, or the queue if it has none.
+func (p *pipe) nextOf(q *queue) {
+	q.flying = nil
+	if len(q.waiting) > 0 {
+		p.next = append(p.next, q.takeOff())
 		return
 	}
-	delete(p.lanes, l.shard)
-	if len(p.freeLanes) < freeKept {
-		p.freeLanes = append(p.freeLanes, l)
+	delete(p.queues, q.shard)
+	if len(p.freeQueues) < freeKept {
+		p.freeQueues = append(p.freeQueues, q)
 	}
 }
 

@@ -118,6 +118,9 @@ func (c *Controller) GetStatus(ctx context.Context, r *flotillav1.GetStatusReque
 	}
 	s.Groups = groupStatuses(m, reports)
 	s.WaitingFor = append(missing(m, s.Groups), c.operationsWait()...)
+	if len(s.WaitingFor) == 0 {
+		s.WaitingFor = nodesWait(reports)
+	}
 	if r.Shards {
 		s.Shards = shardStatuses(m, reports)
 	}
@@ -193,6 +196,17 @@ func missing(m *shardmap.Map, groups []*flotillav1.GroupStatus) []string {
 			waits = append(waits, fmt.Sprintf("the birth of group %d", g.Id))
 		case raft.GroupID(g.Id) == raft.ConfigGroup && voters < configSizes[0]:
 			waits = append(waits, fmt.Sprintf("the config group to have %d replicas; it has %d", configSizes[0], voters))
+		}
+	}
+	return waits
+}
+
+// nodesWait says what single nodes wait for: of interest once the groups do not
+// wait for anything.
+func nodesWait(reports []report) (waits []string) {
+	for _, r := range reports {
+		for _, what := range r.report.GetWaitingFor() {
+			waits = append(waits, fmt.Sprintf("node %d: %s", r.node, what))
 		}
 	}
 	return waits

@@ -60,8 +60,9 @@
 //
 // Linearizable by ReadIndex, all reads of a group that are ready from one view.
 // LEASE uses the leader's lease if it has one, follower reads ask the leader
-// for its index. STALE is served as a follower read: it is stronger than asked,
-// and costs a round trip.
+// for its index. STALE is answered at once if the last such question of this
+// replica was asked within the bound and its answer is applied; otherwise it is
+// a follower read, which is that question.
 //
 // # Commands
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
@@ -30,9 +31,8 @@ func (s *Server) read(host Host, g *group, c *call, r readRequest, shard shardma
 	ready := &readyRead{call: c, group: g, shard: shard, request: r, exact: true}
 	options := multiraft.ReadOptions{Lease: q.GetConsistency() == flotillav1.Consistency_LEASE, Follower: q.GetFollower()}
 	if q.GetConsistency() == flotillav1.Consistency_STALE {
-		// Until a replica knows how old its leader's commit index is, it asks
-		// for the index, as a follower read does.
-		options.Follower = true
+		options.Stale = time.Duration(q.GetStalenessMs()) * time.Millisecond
+		options.Follower = true // where that does not do
 		ready.exact = false
 	}
 	if options.Follower && !s.leads(host, g.id) {

@@ -194,7 +194,7 @@ func TestReadsAskAsTheyAreToldTo(t *testing.T) {
 			{&flotillav1.Request{}, multiraft.ReadOptions{}},
 			{&flotillav1.Request{Consistency: flotillav1.Consistency_LEASE}, multiraft.ReadOptions{Lease: true}},
 			{&flotillav1.Request{Follower: true}, multiraft.ReadOptions{Follower: true}},
-			{&flotillav1.Request{Consistency: flotillav1.Consistency_STALE, StalenessMs: 10}, multiraft.ReadOptions{Follower: true}},
+			{&flotillav1.Request{Consistency: flotillav1.Consistency_STALE, StalenessMs: 10}, multiraft.ReadOptions{Follower: true, Stale: 10 * time.Millisecond}},
 		} {
 			c.q.Group, c.q.Ops = uint64(rigGroup), []*flotillav1.Op{wireGet(keyIn(0))}
 			b.want(b.do(c.q), flotillav1.Code_OK)

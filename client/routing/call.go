@@ -37,7 +37,7 @@ type Call struct {
 	message  string
 
 	redirects int // quick tries since the last wait
-	rounds    int // waits after failures: what the budget counts
+	failures  int // waits after failures
 	busies    int // waits after "busy" in a row
 	silences  int // attempts that got no answer in time
 

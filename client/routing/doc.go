@@ -24,8 +24,9 @@
 //     for.
 //   - A shard's owner follows the higher generation, whichever way the maps
 //     arrive; a "moved" answer is believed until a map knows better.
-//   - "Busy" is waited out until the deadline and costs nothing of the failure
-//     budget; every other failure does when it leads to a wait.
+//   - A call that may succeed yet goes on until its deadline, whatever it meets:
+//     with waits that grow up to a tenth of a second, those after "busy" apart
+//     from those after failures.
 //   - Requests of one Lane that meet in one shard take effect in their order:
 //     one request of the lane is under way in a shard at a time, and those that
 //     waited behind it go on together as one where that is possible.

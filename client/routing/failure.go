@@ -10,7 +10,6 @@ const (
 	ReasonDeadline       Reason = iota // its deadline passed
 	ReasonCancelled                    // its caller gave up
 	ReasonClosed                       // the client was closed
-	ReasonExhausted                    // the failure budget is used up
 	ReasonInvalid                      // the server refused the request
 	ReasonCrossShard                   // its keys lie in different shards, or its shard does not exist
 	ReasonSessionExpired               // the number's session has ended

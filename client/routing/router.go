@@ -22,16 +22,12 @@ type Options struct {
 	// must leave calls time to finish before the hour at which shards forget
 	// it. Default 30 min.
 	RenewAfter time.Duration
-	// FailuresMax is how often a call waits after failures before it gives up.
-	// Default 128, some 12 s.
-	FailuresMax int
 }
 
 // Defaults and limits of a call's attempts.
 const (
 	attemptTimeoutDefault = 2 * time.Second
 	renewAfterDefault     = 30 * time.Minute
-	failuresMaxDefault    = 128
 
 	redirectsMax = 3 // tries elsewhere without a wait between two waits
 	renewalsMax  = 2 // times a call changes its session; past them the clocks disagree
@@ -91,9 +87,6 @@ func New(options Options) *Router {
 	}
 	if options.RenewAfter == 0 {
 		options.RenewAfter = renewAfterDefault
-	}
-	if options.FailuresMax == 0 {
-		options.FailuresMax = failuresMaxDefault
 	}
 	return &Router{
 		options: options,
@@ -340,20 +333,18 @@ func (r *Router) elsewhere(c *Call, next step) bool {
 	return len(g.members) > 1
 }
 
-// wait puts a call off: after "busy" for as long as it takes, after a failure
-// as long as the budget lasts.
+// wait puts a call off, after each wait for longer up to a bound. Only the
+// deadline ends a call that nobody can answer now: a group may be without its
+// majority for minutes, and come back.
 func (r *Router) wait(now time.Time, c *Call, rule rule) {
 	var delay time.Duration
-	if rule.free {
+	if rule.busy {
 		delay = r.jitter(busyWaitMin, busyWaitMax, c.busies)
 		c.busies++
 	} else {
-		delay = r.jitter(failureWaitMin, failureWaitMax, c.rounds)
+		delay = r.jitter(failureWaitMin, failureWaitMax, c.failures)
+		c.failures++
 		c.busies = 0
-		if c.rounds++; c.rounds > r.options.FailuresMax {
-			r.finish(now, c, nil, r.failure(c, ReasonExhausted))
-			return
-		}
 	}
 	c.redirects = 0
 	c.state = stateWaiting

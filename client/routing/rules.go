@@ -78,8 +78,9 @@ type rule struct {
 	next step
 	// possible: this attempt may have had an effect, or may yet.
 	possible bool
-	// free: waiting for it costs nothing of the failure budget.
-	free bool
+	// busy: there is somebody to answer, who asks for patience. Such waits do
+	// not lengthen those after failures.
+	busy bool
 	// refresh: the shard map has proved to be behind.
 	refresh bool
 }
@@ -94,7 +95,7 @@ func ruleFor(c Cause) rule {
 	case CauseNobody:
 		return rule{next: stepWait, refresh: true}
 	case CauseWindow:
-		return rule{next: stepWait, free: true}
+		return rule{next: stepWait, busy: true}
 	}
 	switch flotillav1.Code(c) {
 	case flotillav1.Code_OK:
@@ -104,7 +105,7 @@ func ruleFor(c Cause) rule {
 	case flotillav1.Code_MOVED:
 		return rule{next: stepFollowMove, refresh: true}
 	case flotillav1.Code_BUSY:
-		return rule{next: stepWait, free: true}
+		return rule{next: stepWait, busy: true}
 	case flotillav1.Code_UNKNOWN:
 		return rule{next: stepWait, possible: true}
 	case flotillav1.Code_SESSION_EXPIRED:

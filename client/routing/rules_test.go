@@ -266,7 +266,7 @@ func TestTwoThatNameEachOtherAreNotAskedInATightLoop(t *testing.T) {
 	}
 }
 
-func TestBusyWaitsOnTheSameRouteAndCostsNoBudget(t *testing.T) {
+func TestBusyWaitsOnTheSameRouteAndDoesNotLengthenOtherWaits(t *testing.T) {
 	b := newBench(t)
 	b.submit(put(0))
 	first := b.sent(1)
@@ -283,9 +283,12 @@ func TestBusyWaitsOnTheSameRouteAndCostsNoBudget(t *testing.T) {
 	if q.GetId() < 50 {
 		t.Fatalf("only %d attempts in ten seconds of busy", q.GetId())
 	}
-	b.r.options.FailuresMax = 1 // long used up, had it counted
-	b.answer(q, flotillav1.Code_BUSY)
+	at := b.now
+	b.answer(q, flotillav1.Code_UNKNOWN)
 	b.pass()
+	if waited := b.now.Sub(at); waited > failureWaitMin {
+		t.Fatalf("the first wait after a failure took %v", waited)
+	}
 	b.answer(b.sent(1), flotillav1.Code_OK)
 	b.succeeds()
 }
@@ -536,23 +539,44 @@ func TestARefusedRequestEndsAtOnce(t *testing.T) {
 	}
 }
 
-func TestTheFailureBudgetEnds(t *testing.T) {
-	b := newBench(t)
-	b.r.options.FailuresMax = 5
-	b.submit(get(0))
-	for range 100 {
-		if len(b.ended) > 0 {
-			break
+// TestOnlyTheDeadlineEndsACallThatMaySucceedYet lets a group have no majority
+// for minutes: the call succeeds when it is back, or fails at its deadline, and
+// asks meanwhile neither all the time nor hardly ever.
+func TestOnlyTheDeadlineEndsACallThatMaySucceedYet(t *testing.T) {
+	for _, away := range []time.Duration{4 * time.Minute, 6 * time.Minute} {
+		b := newBench(t)
+		start := b.now
+		c := &Call{Request: put(0), Deadline: start.Add(5 * time.Minute)}
+		b.do(func() { b.r.Submit(b.now, c) })
+		attempts := 0
+		for len(b.ended) == 0 {
+			if len(b.sends) == 0 {
+				b.pass()
+				continue
+			}
+			q := b.sends[0].Request
+			b.sends = nil
+			attempts++
+			code := flotillav1.Code_NO_QUORUM
+			if b.now.Sub(start) >= away {
+				code = flotillav1.Code_OK
+			}
+			b.answer(q, code)
 		}
-		q := b.sends[0].Request
-		b.sends = nil
-		b.answer(q, flotillav1.Code_NO_QUORUM)
-		if len(b.sends) == 0 && len(b.ended) == 0 {
-			b.pass()
+		waited := b.now.Sub(start)
+		if perSecond := float64(attempts) / waited.Seconds(); perSecond < 5 || perSecond > 100 {
+			t.Errorf("%d attempts in %v", attempts, waited)
 		}
-	}
-	if f := b.fails(ReasonExhausted, false); f.Last != Cause(flotillav1.Code_NO_QUORUM) {
-		t.Fatalf("the last cause is %v", f.Last)
+		if away < 5*time.Minute {
+			b.succeeds()
+			if waited > away+failureWaitMax {
+				t.Errorf("answered %v after the group was back", waited-away)
+			}
+			continue
+		}
+		if f := b.fails(ReasonDeadline, true); f.Last != Cause(flotillav1.Code_NO_QUORUM) || !b.now.Equal(c.Deadline) {
+			t.Errorf("ended after %v, the last cause is %v", waited, f.Last)
+		}
 	}
 }
 

@@ -32,8 +32,8 @@ succeeded, at what rate and with what latency. Each of --clients keeps
 --pipeline requests under way. With --rate the requests have a schedule and a
 latency counts from when a request was due, so that a stall shows in all that it
 held up; without it a client sends when it is answered. The keys are named
-"bench-NUMBER" and stay; with reads they are all written first, which does not
-count. Progress goes to stderr.`,
+"bench-NUMBER" and stay; some are written first, with reads all of them, which
+does not count. Progress goes to stderr.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return o.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
@@ -68,10 +68,8 @@ func (o *benchOptions) run(ctx context.Context, out, progress io.Writer) error {
 	if _, err := c.WaitMap(ctx); err != nil {
 		return explain(o.globals, err)
 	}
-	if o.Reads > 0 {
-		if err := load.Fill(ctx, c, o.Workload); err != nil {
-			return explain(o.globals, err)
-		}
+	if err := load.Prepare(ctx, c, o.Workload); err != nil {
+		return explain(o.globals, err)
 	}
 	result, err := o.measure(ctx, c, progress)
 	switch {

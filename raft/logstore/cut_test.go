@@ -226,7 +226,7 @@ func TestLostLogIsRefused(t *testing.T) {
 	}
 }
 
-func TestCutLogWithDamagedVotesIsRefused(t *testing.T) {
+func TestCutLogWithDamagedVotesLosesTheReplicas(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"header":  func(text []byte) []byte { text[5] ^= 1; return text },
 		"middle":  func(text []byte) []byte { text[len(text)/2] ^= 1; return text },
@@ -235,21 +235,67 @@ func TestCutLogWithDamagedVotesIsRefused(t *testing.T) {
 		"shorter": func(text []byte) []byte { return text[:len(text)-voteFrameBytes-voteRecordBytes-16] },
 		"empty":   func([]byte) []byte { return nil },
 	} {
-		fs := usedStore(t, true)
-		edit(t, fs, "log/votes", damage)
-		whole := power(fs)
-		edit(t, fs, newestWAL(t, fs), cutTail)
-		if _, err := Open(testOptions(t, fs)); !errors.Is(err, ErrEvidenceLost) {
-			t.Errorf("%s: open: %v", name, err)
+		t.Run(name, func(t *testing.T) {
+			fs := usedStore(t, true)
+			edit(t, fs, "log/votes", damage)
+			whole := power(fs)
+			edit(t, fs, newestWAL(t, fs), cutTail)
+			o := testOptions(t, fs)
+			s := openTest(t, o)
+			if !s.Cut() {
+				t.Error("not cut")
+			}
+			checkLost(t, s)
+			// For good: after a restart, without the votes' word of it, and after a
+			// second cut that takes the log's own.
+			forgetful := power(fs)
+			closeTest(t, s)
+			edit(t, fs, "log/votes", func([]byte) []byte { return nil })
+			s = openTest(t, o)
+			if s.Cut() {
+				t.Error("cut again")
+			}
+			checkLost(t, s)
+			closeTest(t, s)
+			edit(t, forgetful, newestWAL(t, forgetful), cutTail)
+			s = openTest(t, testOptions(t, forgetful))
+			if !s.Cut() {
+				t.Error("the second cut was not noticed")
+			}
+			checkLost(t, s)
+			closeTest(t, s)
+			// With a whole log the votes are written anew.
+			s = openTest(t, testOptions(t, whole))
+			if state, err := s.Load(key(2, 3)); err != nil || s.Cut() || s.Lost() || state.Suspect || state.HardState.Term != 20 {
+				t.Errorf("log whole: cut %v, lost %v, %+v, %v", s.Cut(), s.Lost(), state, err)
+			}
+			closeTest(t, s)
+			if votes, damage, err := readVotes(whole, "log/votes"); err != nil || damage != nil || len(votes.replicas) != 2 || votes.lost {
+				t.Errorf("written anew: %+v, %v, %v", votes, damage, err)
+			}
+		})
+	}
+}
+
+// checkLost: the node knows itself and its replicas, and none of them runs, nor
+// one that it may have forgotten.
+func checkLost(t *testing.T, s *Store) {
+	t.Helper()
+	if identity, known := s.Identity(); !s.Lost() || !known || identity.Node != 7 {
+		t.Errorf("lost %v, the identity is %+v %v", s.Lost(), identity, known)
+	}
+	records := s.Replicas()
+	if len(records) != 2 || !records[0].Lost || !records[1].Lost {
+		t.Errorf("replicas are %+v", records)
+	}
+	for _, id := range []raft.ReplicaKey{key(2, 3), key(3, 4)} {
+		if _, err := s.Load(id); !errors.Is(err, ErrVotesLost) {
+			t.Errorf("load %v: %v", id, err)
 		}
-		// With a whole log the votes are written anew.
-		s := openTest(t, testOptions(t, whole))
-		if state, err := s.Load(key(2, 3)); err != nil || s.Cut() || state.Suspect || state.HardState.Term != 20 {
-			t.Errorf("%s, log whole: cut %v, %+v, %v", name, s.Cut(), state, err)
-		}
-		closeTest(t, s)
-		if votes, damage, err := readVotes(whole, "log/votes"); err != nil || damage != nil || len(votes.replicas) != 2 {
-			t.Errorf("%s: written anew: %+v, %v, %v", name, votes, damage, err)
+	}
+	for _, id := range []raft.ReplicaKey{key(2, 9), key(5, 1)} {
+		if err := s.Create(id, raft.Membership{}); !errors.Is(err, ErrVotesLost) {
+			t.Errorf("create %v: %v", id, err)
 		}
 	}
 }

@@ -22,7 +22,7 @@
 //
 // It refuses a directory that is open elsewhere (disk.ErrInUse), written by a
 // newer program (*disk.FormatError), or damaged (*DamagedError), and a log that
-// is gone (ErrLogLost, ErrEvidenceLost) while the node remembers that it had one.
+// is gone (ErrLogLost) while the node remembers that it had one.
 //
 // # Segments
 //
@@ -48,10 +48,19 @@
 // that frame's number. A log that ends below either is cut. All its replicas
 // are then marked suspect in the log, terms, votes and replica records are
 // taken from the votes file, and the numbers go on above all that was ever
-// used. If the votes file is damaged too, Open fails with ErrEvidenceLost: the
-// node cannot know what it promised and has to return as a new one. A log
-// whose files do not fit together (one is lost, or the damage lies before what
-// was compacted since) is refused with a *DamagedError.
+// used. A log whose files do not fit together (one is lost, or the damage lies
+// before what was compacted since) is refused with a *DamagedError.
+//
+// If the votes file is damaged too, it is not known what the replicas have
+// promised, and they must not run again (Store.Lost): each has to be replaced by
+// a new one. That the votes are lost is itself written into both places, so a
+// second cut does not undo it. The node goes on without replicas, under its
+// identity; their logs are left for whoever wants to look into them. Which
+// replicas there were is not known either, for the last may have been created
+// behind the cut. So for now none is created any more, not even under a new
+// ReplicaID: that takes a linearizable answer of the config group about which
+// ids this node had, and somebody who replaces them, which comes with the moves
+// of replicas. Until then the way on is a new node.
 //
 // # Files
 //
@@ -95,6 +104,7 @@
 //	     9   as 8: the same entries as before, at another place
 //	     10  nothing: what follows in this frame is a checkpoint
 //	     11  id last(8) term(8) beginning: how far the log goes
+//	     12  nothing: the votes are lost
 //
 // The evidence file has two slots of 4096 bytes, written in turn, so that a
 // torn write leaves the other one:
@@ -116,7 +126,8 @@
 //	4   crc32c            4   of what follows
 //	8   number            8   one higher than the record before
 //	16  seq               8   of the frame it copies
-//	24  kind              1   1 term and vote, 2 replica created, 3 removed, 4 highest
+//	24  kind              1   1 term and vote, 2 replica created, 3 removed, 4 highest,
+//	                          5 the votes are lost (group and replica are 0)
 //	25  group             8
 //	33  replica           8
 //	41  kind 1: term(8) vote(8); kind 2: first membership; others: nothing

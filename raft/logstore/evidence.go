@@ -9,7 +9,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
+	"github.com/flotilla-kv/flotilla/internal/disk"
 )
 
 const (

@@ -4,7 +4,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
+	"github.com/flotilla-kv/flotilla/internal/disk"
 )
 
 // evidenceKeeper writes what was synced to the evidence file, at most one

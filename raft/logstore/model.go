@@ -41,6 +41,7 @@ type modelState struct {
 	highest     map[raft.GroupID]raft.ReplicaID
 	identity    Identity
 	hasIdentity bool
+	lost        bool
 }
 
 type modelEntry struct {
@@ -128,6 +129,16 @@ func (m *Model) CrashCut(id raft.ReplicaKey, entries int) {
 	})
 	m.volatile = m.durable
 	m.cut = true
+}
+
+// CrashLost is CrashCut of nothing, whose disk lost the second copy too: the
+// next Open finds the votes lost, for good.
+func (m *Model) CrashLost() {
+	m.CrashCut(raft.ReplicaKey{}, 0)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.durable = m.durable.edit(func(s *modelState) { s.lost = true })
+	m.volatile = m.durable
 }
 
 // Open opens a store on the model; there may be one at a time, until Close or
@@ -290,6 +301,9 @@ func (s *ModelStore) Create(id raft.ReplicaKey, first raft.Membership) error {
 		if _, exists = state.groups[id]; exists {
 			return nil
 		}
+		if state.lost {
+			return fmt.Errorf("create replica %d of group %d: %w", id.Replica, id.Group, ErrVotesLost)
+		}
 		if highest := state.highest[id.Group]; id.Replica <= highest {
 			return fmt.Errorf("create replica %d of group %d, which had %d: %w", id.Replica, id.Group, highest, ErrOldReplica)
 		}
@@ -356,7 +370,9 @@ func (s *ModelStore) Identity() (Identity, bool) {
 // Replicas is Store.Replicas.
 func (s *ModelStore) Replicas() []Record {
 	var records []Record
-	for _, g := range s.now().groups {
+	state := s.now()
+	for _, g := range state.groups {
+		g.record.Lost = state.lost
 		records = append(records, g.record)
 	}
 	slices.SortFunc(records, compareRecords)
@@ -366,6 +382,9 @@ func (s *ModelStore) Replicas() []Record {
 // Load is Store.Load.
 func (s *ModelStore) Load(id raft.ReplicaKey) (State, error) {
 	state := s.now()
+	if state.lost {
+		return State{}, fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrVotesLost)
+	}
 	g, ok := state.groups[id]
 	if !ok {
 		return State{}, fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrNoReplica)
@@ -420,6 +439,9 @@ func (s *ModelStore) Sizes() map[raft.ReplicaKey]int64 {
 	}
 	return sizes
 }
+
+// Lost is Store.Lost.
+func (s *ModelStore) Lost() bool { return s.now().lost }
 
 // Cut is Store.Cut.
 func (s *ModelStore) Cut() bool { return s.cut }

@@ -58,10 +58,10 @@ var (
 	// ErrLogLost refuses a directory whose log is gone or lost the node's
 	// identity while the side files remember it.
 	ErrLogLost = errors.New("the node's log is lost: remove its data directory and let it join as a new node")
-	// ErrEvidenceLost refuses a cut log whose second copy of the votes is
-	// damaged too.
-	ErrEvidenceLost = errors.New("the node's log was cut and the second copy of its votes is damaged: " +
-		"remove its data directory and let it join as a new node")
+	// ErrVotesLost refuses a replica of a node whose log was cut while the
+	// second copy of its votes was damaged too; see Store.Lost.
+	ErrVotesLost = errors.New("the node's log was cut and the second copy of its votes is damaged: " +
+		"what its replicas have promised is not known")
 )
 
 // DamagedError refuses a log that cannot be read.

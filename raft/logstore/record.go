@@ -23,6 +23,7 @@ const (
 	recordMoved
 	recordCheckpoint
 	recordExtent
+	recordLost
 )
 
 const (

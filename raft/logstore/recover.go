@@ -18,10 +18,14 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
+	s.lost = s.lost || side.votes.lost
 	if reason := side.cutReason(s.seq); reason != "" {
 		if err := s.recoverCut(side, reason); err != nil {
 			return err
 		}
+	}
+	if s.lost {
+		s.log.Error("the replicas of this node stay down: each has to be replaced by a new one", "reason", ErrVotesLost, "replicas", len(s.groups))
 	}
 	// What a torn frame has left in the last segment is never looked at again.
 	if err := s.roll(); err != nil {
@@ -76,19 +80,22 @@ func (side sides) cutReason(seq uint64) string {
 }
 
 // recoverCut makes every replica that ever was, and was not removed, suspect,
-// with the highest term and vote that either copy knows.
+// with the highest term and vote that either copy knows. Without the second
+// copy the replicas are lost.
 func (s *Store) recoverCut(side sides, reason string) error {
 	s.log.Error("the log was cut: all replicas are suspect", "reason", reason, "replicas", len(s.groups))
-	if side.votesDamage != nil {
-		return fmt.Errorf("%w (%s; %w)", ErrEvidenceLost, reason, side.votesDamage)
-	}
 	if !s.hasIdentity {
 		return fmt.Errorf("%w (%s)", ErrLogLost, reason)
 	}
 	s.cut = true
 	s.seq = max(s.seq, side.evidence.seq, side.votes.seq)
-	if err := s.takeVotes(side.votes); err != nil {
-		return fmt.Errorf("%w (%s; %w)", ErrEvidenceLost, reason, err)
+	damage := side.votesDamage
+	if damage == nil {
+		damage = s.takeVotes(side.votes)
+	}
+	if damage != nil {
+		s.log.Error("the second copy of the votes is damaged", "reason", damage)
+		s.lost = true
 	}
 	for _, g := range s.groups {
 		g.record.Suspect = true
@@ -142,6 +149,7 @@ func (s *Store) openSides(side sides) error {
 	state := newVotesState()
 	state.number = max(side.votes.number, side.evidence.votes)
 	state.seq = s.seq
+	state.lost = s.lost
 	for group, replica := range s.highest {
 		state.highest[group] = replica
 	}

@@ -80,6 +80,9 @@ func (s *Store) replayRecord(g *segment, kind byte, body []byte, at int64) (err 
 	case recordCheckpoint:
 		s.beginCheckpoint()
 		return nil
+	case recordLost:
+		s.lost = true
+		return nil
 	case recordIdentity:
 		s.identity, err = decodeIdentity(body)
 		s.hasIdentity = true

@@ -13,6 +13,7 @@ type Record struct {
 	ID      raft.ReplicaKey
 	First   raft.Membership // the group's first membership if the replica was born with it; else Epoch 0
 	Suspect bool
+	Lost    bool // see Store.Lost: it must not run
 }
 
 // Identity says who this node is. It is written as JSON.
@@ -46,8 +47,12 @@ func (s *Store) SetIdentity(identity Identity) error {
 // the group's first membership for a replica of a new group; with Epoch 0 the
 // replica starts empty. Creating the replica that exists does nothing. An id
 // that is not higher than every earlier one of its group is refused with
-// ErrOldReplica: a replica that forgot its log must not come back.
+// ErrOldReplica: a replica that forgot its log must not come back. For the same
+// reason all are refused with ErrVotesLost if it is not known which there were.
 func (s *Store) Create(id raft.ReplicaKey, first raft.Membership) error {
+	if _, exists := s.group(id); s.lost && !exists {
+		return fmt.Errorf("create replica %d of group %d: %w", id.Replica, id.Group, ErrVotesLost)
+	}
 	return s.change(func(t *turn) error {
 		if _, exists := s.group(id); exists {
 			return nil
@@ -91,8 +96,10 @@ func (s *Store) Replicas() []Record {
 	var records []Record
 	for _, g := range s.all() {
 		g.mu.RLock()
-		records = append(records, g.record)
+		record := g.record
 		g.mu.RUnlock()
+		record.Lost = s.lost
+		records = append(records, record)
 	}
 	slices.SortFunc(records, compareRecords)
 	return records

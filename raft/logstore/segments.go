@@ -8,8 +8,11 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
+	"github.com/flotilla-kv/flotilla/internal/disk"
 )
+
+// segmentsDir is where the files lie.
+const segmentsDir = "segments"
 
 // freeMax is how many files are kept for their next use: about what is written
 // between two flushes of the state store, when many become free at once.
@@ -247,3 +250,18 @@ func (m *spareMaker) close() error {
 }
 
 var errStoreFailed = errors.New("the store has failed")
+
+// ActiveFile names the file that the store in dir wrote last. The store must be
+// closed. It is for those who look into a log, or damage one to see what
+// happens.
+func ActiveFile(dir string) (string, error) {
+	files, err := openSegments(vfs.Default, vfs.Default.PathJoin(dir, segmentsDir), segmentDefault)
+	if err != nil {
+		return "", err
+	}
+	defer files.close()
+	if len(files.used) == 0 {
+		return "", fmt.Errorf("%s: no file of the log is in use", dir)
+	}
+	return files.active().name, nil
+}

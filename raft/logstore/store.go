@@ -7,8 +7,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/flotilla-kv/flotilla/internal/disk"
 	"github.com/flotilla-kv/flotilla/raft"
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
 )
 
 // Store is the log of all groups of a node. All methods may be called from any
@@ -19,6 +19,7 @@ type Store struct {
 	stop    *disk.Stop
 	claim   *disk.Claim
 	cut     bool
+	lost    bool
 
 	queue    *queue
 	evidence *evidenceKeeper
@@ -66,8 +67,7 @@ type State struct {
 }
 
 // Open opens the store in options.Dir, creating it if it is not there. Errors:
-// disk.ErrInUse, disk.ErrForeign, *disk.FormatError, *DamagedError, ErrLogLost,
-// ErrEvidenceLost.
+// disk.ErrInUse, disk.ErrForeign, *disk.FormatError, *DamagedError, ErrLogLost.
 func Open(options Options) (*Store, error) {
 	options, err := options.withDefaults()
 	if err != nil {
@@ -104,7 +104,7 @@ func open(options Options, claim *disk.Claim) (*Store, error) {
 	}
 	s.stop = disk.NewStop(s.log, options.OnFatal)
 	var err error
-	if s.files, err = openSegments(options.FS, options.FS.PathJoin(options.Dir, "segments"), options.SegmentBytes); err != nil {
+	if s.files, err = openSegments(options.FS, options.FS.PathJoin(options.Dir, segmentsDir), options.SegmentBytes); err != nil {
 		return nil, &DamagedError{Dir: options.Dir, Err: err}
 	}
 	if err := s.recover(); err != nil {
@@ -133,8 +133,12 @@ func (s *Store) Append(writes []Write, done func(error)) {
 }
 
 // Load tells what the log of id holds. It is for starting a replica: writes of
-// id that are under way may be in it or not.
+// id that are under way may be in it or not. Of a store whose votes are lost it
+// tells nothing (ErrVotesLost).
 func (s *Store) Load(id raft.ReplicaKey) (State, error) {
+	if s.lost {
+		return State{}, fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrVotesLost)
+	}
 	g, ok := s.group(id)
 	if !ok {
 		return State{}, fmt.Errorf("group %d replica %d: %w", id.Group, id.Replica, ErrNoReplica)
@@ -212,6 +216,12 @@ func (s *Store) Sizes() map[raft.ReplicaKey]int64 {
 
 // Cut says that the log was found cut by this Open: all replicas are suspect.
 func (s *Store) Cut() bool { return s.cut }
+
+// Lost says that the log was cut, by this Open or an earlier one, while the
+// second copy of the votes was damaged: what the replicas have voted and
+// acknowledged is not known, nor which there were. None of them runs again, and
+// none is created.
+func (s *Store) Lost() bool { return s.lost }
 
 // Close writes down what is queued, and how far the log is, and closes the
 // store. After a failed disk it returns the failure and leaves the rest to the

@@ -10,8 +10,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/flotilla-kv/flotilla/internal/disk"
 	"github.com/flotilla-kv/flotilla/raft"
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -22,6 +22,7 @@ const (
 	voteCreated
 	voteRemoved
 	voteHighest
+	voteLost
 )
 
 const (
@@ -47,6 +48,7 @@ type votesState struct {
 	seq      uint64 // highest frame copied
 	replicas map[raft.ReplicaKey]votesReplica
 	highest  map[raft.GroupID]raft.ReplicaID
+	lost     bool // see Store.Lost
 }
 
 type votesReplica struct {
@@ -61,6 +63,10 @@ func newVotesState() votesState {
 func (s *votesState) add(number uint64, r voteRecord) {
 	s.number = number
 	s.seq = max(s.seq, r.seq)
+	if r.kind == voteLost {
+		s.lost = true
+		return
+	}
 	s.highest[r.id.Group] = max(s.highest[r.id.Group], r.id.Replica)
 	switch r.kind {
 	case voteHardState:
@@ -79,6 +85,9 @@ func (s *votesState) add(number uint64, r voteRecord) {
 // records lists what the state consists of.
 func (s *votesState) records() []voteRecord {
 	var records []voteRecord
+	if s.lost {
+		records = append(records, voteRecord{seq: s.seq, kind: voteLost})
+	}
 	for group, replica := range s.highest {
 		records = append(records, voteRecord{seq: s.seq, kind: voteHighest, id: raft.ReplicaKey{Group: group, Replica: replica}})
 	}

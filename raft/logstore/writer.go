@@ -247,6 +247,9 @@ func (s *Store) begin(next *segment, header segmentHeader) error {
 func (s *Store) checkpoint() {
 	s.frame.reset()
 	s.frame.add(recordCheckpoint)
+	if s.lost {
+		s.frame.add(recordLost)
+	}
 	if identity, ok := s.Identity(); ok {
 		s.frame.add(recordIdentity, encodeIdentity(identity))
 	}

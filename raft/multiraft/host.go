@@ -261,14 +261,22 @@ func (h *Host) answerLost(lost []*waiter, err error) {
 
 // ReadIndex calls done with an index that is applied here, and up to which
 // everything was committed when ReadIndex was called: what the state shows
-// from then on is linearizable. done is called as Propose's is.
+// from then on is linearizable, or as old as opt.Stale allows. done is called
+// as Propose's is.
 func (h *Host) ReadIndex(g raft.GroupID, opt ReadOptions, done func(raft.Index, error)) {
 	r, ok := h.find(g)
 	if !ok {
 		done(0, ErrNoGroup)
 		return
 	}
-	rd := read{r: r, opt: opt, done: done, since: h.now()}
+	now := h.now()
+	if opt.Stale > 0 {
+		if index, ok := r.recent(now, opt.Stale); ok {
+			done(index, nil)
+			return
+		}
+	}
+	rd := read{r: r, opt: opt, done: done, since: now}
 	if h.reads.Add(1) > h.opts.Limits.ReadsMax {
 		h.stats.busy.Add(1)
 		h.answerRead(rd, 0, ErrBusy)

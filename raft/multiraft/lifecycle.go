@@ -8,12 +8,13 @@ import (
 )
 
 // Recorded lists the replicas that the log store knows: those that ran here
-// before. After Open the owner starts them again.
+// before. After Open the owner starts them again, unless they are lost.
 func (h *Host) Recorded() []logstore.Record { return h.opts.Log.Replicas() }
 
 // Start runs a replica. It is recorded durably before that; a ReplicaID that
 // is not above all that the group ever had here, and is not the present one,
-// is refused (logstore.ErrOldReplica). Of a replica that runs already it
+// is refused (logstore.ErrOldReplica), and so is a lost one
+// (logstore.ErrVotesLost). Of a replica that runs already it
 // changes nothing; another one of the group is ErrRunning.
 func (h *Host) Start(spec ReplicaSpec) error {
 	key := raft.ReplicaKey{Group: spec.Group, Replica: spec.Replica}

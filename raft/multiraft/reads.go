@@ -12,6 +12,36 @@ import (
 type ReadOptions struct {
 	Lease    bool // the leader's lease is enough, if it has one
 	Follower bool // at a follower: ask the leader for its index, and wait until it is applied here
+	// Stale, if not 0: an index that is applied here will do, if the question
+	// that it answers was asked no longer ago than this. Otherwise it is asked
+	// for, as the other fields say.
+	Stale time.Duration
+}
+
+// heardIndex is what a round has brought: all that was acknowledged before at,
+// on this node's clock, is at or below index, whoever has led since.
+//
+// It begins with the question and not with the answer, and a heartbeat does
+// not count: that may have been on its way for long, or come from a leader
+// that has been replaced without either of us having heard of it. For the same
+// reason nothing is concluded from a group's sleep: with its leader it may lie
+// cut off from a majority that has gone on.
+type heardIndex struct {
+	index raft.Index
+	at    time.Time
+	wall  int64 // at by the wall clock, unix ms
+}
+
+// recent is the index last heard of, if it is no older than bound and applied.
+func (r *replica) recent(now time.Time, bound time.Duration) (raft.Index, bool) {
+	heard := r.heardIndex.Load()
+	if heard == nil {
+		return 0, false
+	}
+	// A machine that slept has not moved its monotonic clock, one whose clock
+	// was set back not its wall clock.
+	age := max(now.Sub(heard.at), time.Duration(now.UnixMilli()-heard.wall)*time.Millisecond)
+	return heard.index, age <= bound && r.apply.appliedIndex() >= heard.index
 }
 
 // read is one ReadIndex on its way.
@@ -29,6 +59,7 @@ type read struct {
 // The core answers each, if only with a refusal.
 type round struct {
 	id    uint64
+	asked time.Time
 	reads []read
 }
 
@@ -41,14 +72,14 @@ type rounds struct {
 func (rs *rounds) len() int { return len(rs.open) }
 
 // take removes the round with that id.
-func (rs *rounds) take(id uint64) ([]read, bool) {
+func (rs *rounds) take(id uint64) (round, bool) {
 	i := slices.IndexFunc(rs.open, func(r round) bool { return r.id == id })
 	if i < 0 {
-		return nil, false
+		return round{}, false
 	}
-	reads := rs.open[i].reads
+	taken := rs.open[i]
 	rs.open = slices.Delete(rs.open, i, i+1)
-	return reads, true
+	return taken, true
 }
 
 // expire removes the reads that wait since before limit.
@@ -102,7 +133,7 @@ func (r *replica) askReads() {
 	err := r.core.ReadIndex(r.rounds.nextID)
 	switch {
 	case err == nil:
-		r.rounds.open = append(r.rounds.open, round{r.rounds.nextID, asked})
+		r.rounds.open = append(r.rounds.open, round{r.rounds.nextID, r.worker.now, asked})
 	case errors.Is(err, raft.ErrReadsFull):
 		for i := range asked {
 			r.worker.h.answerRead(asked[i], 0, ErrBusy)
@@ -155,14 +186,16 @@ func (r *replica) leaseReads(reads []read) (others []read) {
 
 // answerRound hands the core's answer to the reads of a round.
 func (r *replica) answerRound(rs raft.ReadState) {
-	reads, ok := r.rounds.take(rs.ID)
+	answered, ok := r.rounds.take(rs.ID)
 	if !ok {
 		return // repeated, or given up
 	}
+	reads := answered.reads
 	if !rs.OK {
 		r.refuseReads(reads, func(*read) bool { return true })
 		return
 	}
+	r.heardIndex.Store(&heardIndex{rs.Index, answered.asked, answered.asked.UnixMilli()})
 	for i := range reads {
 		reads[i].leased = 0
 	}

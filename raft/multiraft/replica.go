@@ -23,11 +23,12 @@ type replica struct {
 	state             *statestore.Replica
 	appliedMembership raft.Membership
 
-	inFlight  atomic.Int64 // admitted bytes
-	published atomic.Pointer[LeaderView]
-	nodes     atomic.Pointer[[]raft.NodeID] // of the members, without an order
-	outcomes  outcomes
-	apply     applyQueue
+	inFlight   atomic.Int64 // admitted bytes
+	published  atomic.Pointer[LeaderView]
+	nodes      atomic.Pointer[[]raft.NodeID] // of the members, without an order
+	heardIndex atomic.Pointer[heardIndex]    // nil: none yet
+	outcomes   outcomes
+	apply      applyQueue
 }
 
 // control is what the worker alone reads and changes.

@@ -173,6 +173,43 @@ func TestACutLogMakesSuspect(t *testing.T) {
 	w.same(2, 11)
 }
 
+// A replica whose votes are lost does not come back, and the others go on as if
+// it were down: its vote in particular is given to nobody.
+func TestLostVotesKeepAReplicaDown(t *testing.T) {
+	w := newWorld(t, 3, nil)
+	w.group(2, 1, 1, 2, 3)
+	for i := range 10 {
+		w.mustPropose(2, fmt.Sprint(i))
+	}
+	w.same(2, 10)
+	n := w.nodes[3]
+	n.log.CrashLost()
+	n.states.Crash()
+	n.host.Close()
+	n.host = nil
+	w.up(3)
+	if _, running := n.host.Status(2); running {
+		t.Fatal("it runs")
+	}
+	if err := n.host.Start(ReplicaSpec{Group: 2, Replica: 3}); !errors.Is(err, logstore.ErrVotesLost) {
+		t.Fatalf("it was started: %v", err)
+	}
+	w.mustPropose(2, "two of three")
+	w.crash(2)
+	var res Result
+	w.nodes[1].host.Propose(2, []byte("one of three"), func(r Result) { res = r })
+	w.run(5 * time.Second)
+	if res.Value != nil {
+		t.Fatalf("committed without a majority: %+v", res)
+	}
+	w.up(2)
+	w.mustPropose(2, "two again")
+	key := raft.ReplicaKey{Group: 2, Replica: 3}
+	if err := n.host.Remove(key); err != nil || len(n.host.Recorded()) != 0 {
+		t.Errorf("once it is replaced it can be removed: %v, left %+v", err, n.host.Recorded())
+	}
+}
+
 // The state of a snapshot is in place and the log's new beginning is not yet
 // durable: a crash there must not be taken for a cut log, nor lose anything.
 func TestACrashBetweenInstallAndReset(t *testing.T) {

@@ -167,6 +167,9 @@ func (w *world) up(id raft.NodeID) {
 	}
 	n.host = h
 	for _, record := range h.Recorded() {
+		if record.Lost {
+			continue
+		}
 		w.startOn(id, ReplicaSpec{Group: record.ID.Group, Replica: record.ID.Replica})
 	}
 	for _, other := range w.order {

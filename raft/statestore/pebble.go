@@ -12,7 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
+	"github.com/flotilla-kv/flotilla/internal/disk"
 )
 
 // formatVersion is the newest layout of the directory that this code writes

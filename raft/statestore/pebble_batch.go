@@ -3,7 +3,7 @@ package statestore
 import (
 	"github.com/cockroachdb/pebble/v2"
 
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
+	"github.com/flotilla-kv/flotilla/internal/disk"
 )
 
 // pebbleBatch is a plain batch until something is read from it, and an indexed

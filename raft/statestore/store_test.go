@@ -12,8 +12,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/flotilla-kv/flotilla/internal/disk"
 	"github.com/flotilla-kv/flotilla/raft"
-	"github.com/flotilla-kv/flotilla/raft/logstore/disk"
 )
 
 const testDeadline = 10 * time.Second

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -57,14 +58,22 @@ type Store interface {
 	Submit(request *flotillav1.Request, done func(*flotillav1.Response, error))
 }
 
-// Fill writes every key once, so that reads find something.
-func Fill(ctx context.Context, s Store, w Workload) error {
-	const windowMax = 256
+// windowMax is how many requests Prepare has under way.
+const windowMax = 256
+
+// Prepare does what must not count. If there are to be reads every key is
+// written, so that they find something. Otherwise some are, so that the
+// connections are made and the leaders known, and a failure is left to Run.
+func Prepare(ctx context.Context, s Store, w Workload) error {
+	keys := w.Keys
+	if w.Reads == 0 {
+		keys = min(keys, windowMax)
+	}
 	slots := make(chan error, windowMax) // no answer ever waits, not even after a return
 	values := newValues(w)
 	sent, under := 0, 0
-	for sent < w.Keys || under > 0 {
-		if sent < w.Keys && under < windowMax && ctx.Err() == nil {
+	for sent < keys || under > 0 {
+		if sent < keys && under < windowMax && ctx.Err() == nil {
 			s.Submit(putRequest(sent, values.next()), func(p *flotillav1.Response, err error) { slots <- outcome(p, err) })
 			sent++
 			under++
@@ -73,7 +82,7 @@ func Fill(ctx context.Context, s Store, w Workload) error {
 		if under == 0 {
 			return ctx.Err()
 		}
-		if err := <-slots; err != nil {
+		if err := <-slots; err != nil && w.Reads > 0 {
 			return fmt.Errorf("writing the keys: %w", err)
 		}
 		under--
@@ -88,12 +97,28 @@ func Run(ctx context.Context, s Store, w Workload, m *Meter) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.Duration)
 	defer cancel()
 	start := time.Now()
+	due := &schedule{start: start, rate: w.Rate}
 	var wait sync.WaitGroup
 	for i := range w.Clients {
-		wait.Go(func() { newSender(s, w, m, start, i).run(ctx) })
+		wait.Go(func() { newSender(s, w, m, due, i).run(ctx) })
 	}
 	wait.Wait()
 	return m.result(time.Since(start)), m.lastError()
+}
+
+// schedule says when requests are due at a rate. All clients take from it: a
+// request waits only while every client has its pipeline full. Had each client
+// a schedule of its own, one slow answer would make all that are due at that
+// client late, with others idle beside it, and be counted for each of them.
+type schedule struct {
+	start time.Time
+	rate  int // per second
+	taken atomic.Int64
+}
+
+func (s *schedule) next() time.Time {
+	n := s.taken.Add(1) - 1
+	return s.start.Add(time.Duration(float64(n) / float64(s.rate) * float64(time.Second)))
 }
 
 // sender is one client of the workload.
@@ -104,24 +129,19 @@ type sender struct {
 	random   *rand.Rand
 	values   *values
 	answers  chan time.Duration // one for each request under way
-	due      time.Time          // of the next request, at a rate
-	interval time.Duration      // between two, at a rate
+	due      *schedule          // at a rate
 }
 
-func newSender(s Store, w Workload, m *Meter, start time.Time, i int) *sender {
-	c := &sender{
+func newSender(s Store, w Workload, m *Meter, due *schedule, i int) *sender {
+	return &sender{
 		store:    s,
 		workload: w,
 		meter:    m.part(i),
 		random:   rand.New(rand.NewPCG(w.Seed, uint64(i))),
 		values:   newValues(w),
 		answers:  make(chan time.Duration, w.Pipeline),
+		due:      due,
 	}
-	if w.Rate > 0 {
-		c.interval = time.Duration(float64(time.Second) * float64(w.Clients) / float64(w.Rate))
-		c.due = start.Add(c.interval * time.Duration(i) / time.Duration(w.Clients))
-	}
-	return c
 }
 
 // run keeps the pipeline full until ctx ends, then empties it.
@@ -150,8 +170,7 @@ func (c *sender) next(ctx context.Context) (from time.Time, ok bool) {
 	if c.workload.Rate == 0 {
 		return time.Now(), ctx.Err() == nil
 	}
-	from = c.due
-	c.due = c.due.Add(c.interval)
+	from = c.due.next()
 	if early := time.Until(from); early > 0 {
 		timer := time.NewTimer(early)
 		defer timer.Stop()

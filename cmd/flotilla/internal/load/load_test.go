@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -79,27 +80,51 @@ func TestTheWorkloadIsWhatWasAskedFor(t *testing.T) {
 	}
 }
 
+// runInBubble runs a workload in virtual time; delay is what request n takes.
+func runInBubble(t *testing.T, w Workload, delay func(n int64) time.Duration) (r Result) {
+	synctest.Test(t, func(t *testing.T) {
+		var err error
+		if r, err = Run(t.Context(), &stub{delay: delay}, w, NewMeter(w.Clients)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return r
+}
+
 func TestARateIsKeptAndAStallIsCountedForAllThatItHeldUp(t *testing.T) {
 	const stall = 200 * time.Millisecond
-	var until atomic.Int64
-	s := &stub{delay: func(n int64) time.Duration {
-		if n == 50 {
-			until.Store(time.Now().Add(stall).UnixNano())
+	for _, clients := range []int{1, 20} {
+		var until atomic.Int64 // unix nanoseconds
+		w := Workload{Clients: clients, Pipeline: 1, Keys: 1, Duration: 500 * time.Millisecond, Rate: 1000}
+		r := runInBubble(t, w, func(n int64) time.Duration {
+			if n == 50 {
+				until.Store(time.Now().Add(stall).UnixNano())
+			}
+			return time.Until(time.Unix(0, until.Load()))
+		})
+		if r.Ops < 500 || r.Ops > 501 {
+			t.Errorf("%d clients: %d requests in half a second at 1,000 a second", clients, r.Ops)
 		}
-		return time.Until(time.Unix(0, until.Load()))
-	}}
-	w := Workload{Clients: 1, Pipeline: 1, Keys: 1, Duration: 500 * time.Millisecond, Rate: 1000}
-	r, err := Run(t.Context(), s, w, NewMeter(w.Clients))
-	if err != nil {
-		t.Fatal(err)
+		// Two hundred of the five hundred were due meanwhile, and waited for
+		// the longer the earlier that was.
+		if r.P50us > 1000 || r.P99us < stall.Microseconds()*9/10 {
+			t.Errorf("%d clients: %+v: a stall of %v was hidden", clients, r, stall)
+		}
 	}
-	if r.Ops < 300 || r.Ops > 510 {
-		t.Errorf("%d requests in half a second at 1,000 a second", r.Ops)
-	}
-	// One request of five hundred met the stall itself; those that were due
-	// meanwhile waited for half of it on average.
-	if r.P99us < stall.Microseconds()*3/4 {
-		t.Errorf("the 99th percentile is %d us: a stall of %v was hidden", r.P99us, stall)
+}
+
+// TestOneSlowAnswerHoldsUpNothingElse: the clients share one schedule, so what
+// is due goes to one that is free.
+func TestOneSlowAnswerHoldsUpNothingElse(t *testing.T) {
+	w := Workload{Clients: 10, Pipeline: 1, Keys: 1, Duration: 500 * time.Millisecond, Rate: 1000}
+	r := runInBubble(t, w, func(n int64) time.Duration {
+		if n == 50 {
+			return 200 * time.Millisecond
+		}
+		return time.Millisecond
+	})
+	if r.Ops < 500 || r.P99us > 1010 || r.MaxUs < 199_000 {
+		t.Errorf("%+v: one answer of five hundred took 200 ms, all others 1 ms", r)
 	}
 }
 
@@ -140,20 +165,22 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestFillWritesEveryKey(t *testing.T) {
-	s := new(stub)
-	if err := Fill(t.Context(), s, Workload{Keys: 1000, ValueSize: 10}); err != nil {
-		t.Fatal(err)
-	}
-	if len(s.keys) != 1000 {
-		t.Fatalf("%d keys", len(s.keys))
-	}
+func TestPrepareWritesWhatReadsWillFind(t *testing.T) {
 	broken := errors.New("broken")
-	s = &stub{fail: func(n int64) error { return broken }}
-	if err := Fill(t.Context(), s, Workload{Keys: 1000}); !errors.Is(err, broken) {
-		t.Fatal(err)
+	for _, test := range []struct {
+		reads, keys int
+		fail        error
+	}{{1, 1000, nil}, {0, windowMax, nil}, {1, windowMax, broken}, {0, windowMax, broken}} {
+		s := &stub{fail: func(int64) error { return test.fail }}
+		err := Prepare(t.Context(), s, Workload{Keys: 1000, ValueSize: 10, Reads: test.reads})
+		s.wait.Wait()
+		if wrong := test.reads > 0 && test.fail != nil; wrong != errors.Is(err, broken) || !wrong && err != nil {
+			t.Errorf("%+v: %v", test, err)
+		}
+		if len(s.keys) < test.keys || test.fail == nil && len(s.keys) > test.keys {
+			t.Errorf("%+v: %d keys", test, len(s.keys))
+		}
 	}
-	s.wait.Wait()
 }
 
 func TestWorkloadsAreChecked(t *testing.T) {

@@ -14,44 +14,44 @@ const (
 	mergeReadBytesMax  = 4 << 20
 )
 
-// lane is the order of one connection's commands in one shard: one request is
-// under way, the others wait. So whatever the backend retries, no command
-// overtakes one before it. What waits is merged, which keeps both the order
-// and the throughput.
-type lane struct {
-	shard  shardmap.ShardID
-	flying *call
-	queue  []*call
-	space  [2]*call
+// queue is what one connection has for one shard: one request is under way,
+// and what comes meanwhile is merged into the next, so that a long pipeline
+// takes few requests. That no command overtakes one before it, whatever is
+// retried or given up, is kept by the connection's Lane.
+type queue struct {
+	shard   shardmap.ShardID
+	flying  *call
+	waiting []*call
+	space   [2]*call
 }
 
-func (l *lane) last() *call {
-	if len(l.queue) == 0 {
+func (q *queue) last() *call {
+	if len(q.waiting) == 0 {
 		return nil
 	}
-	return l.queue[len(l.queue)-1]
+	return q.waiting[len(q.waiting)-1]
 }
 
 // takeOff makes the first call that waits the one under way.
-func (l *lane) takeOff() *call {
-	c := l.queue[0]
-	l.queue[0] = nil
-	l.queue = l.queue[1:]
-	if len(l.queue) == 0 {
-		l.queue = l.space[:0]
+func (q *queue) takeOff() *call {
+	c := q.waiting[0]
+	q.waiting[0] = nil
+	q.waiting = q.waiting[1:]
+	if len(q.waiting) == 0 {
+		q.waiting = q.space[:0]
 	}
-	l.flying = c
+	q.flying = c
 	return c
 }
 
 // splitAhead puts the items of a merged call back at the front, each as a
 // request of its own.
-func (l *lane) splitAhead(c *call) {
-	queue := make([]*call, 0, len(c.items)+len(l.queue))
+func (q *queue) splitAhead(c *call) {
+	waiting := make([]*call, 0, len(c.items)+len(q.waiting))
 	for i := range c.items {
-		queue = append(queue, c.only(i))
+		waiting = append(waiting, c.only(i))
 	}
-	l.queue = append(queue, l.queue...)
+	q.waiting = append(waiting, q.waiting...)
 }
 
 // part is what one command does to one key: operations that stay together.
@@ -78,7 +78,7 @@ type item struct {
 // call is one request on its way.
 type call struct {
 	pipe     *pipe
-	lane     *lane
+	queue    *queue
 	write    bool
 	sealed   bool // nothing is merged into it
 	finished bool
@@ -117,7 +117,7 @@ func (c *call) add(part *part, bytes int) {
 	c.bytes += bytes
 }
 
-// answered is the backend's callback.
+// answered is the lane's callback.
 func (c *call) answered(resp *flotillav1.Response, err error) {
 	c.pipe.answered(c, resp, err)
 }
@@ -132,7 +132,7 @@ func (c *call) mustSplit(resp *flotillav1.Response, err error) bool {
 // only is a call of its own for item i.
 func (c *call) only(i int) *call {
 	it := c.items[i]
-	one := &call{pipe: c.pipe, lane: c.lane, write: c.write, sealed: true}
+	one := &call{pipe: c.pipe, queue: c.queue, write: c.write, sealed: true}
 	one.req.Shard, one.req.TimeoutMs = c.req.Shard, c.req.TimeoutMs
 	one.req.Ops = c.req.Ops[it.first : it.first+it.n : it.first+it.n]
 	it.first = 0
