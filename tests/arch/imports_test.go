@@ -21,6 +21,8 @@ var arrows = map[string][]string{
 	"api/flotilla/v1":      {},
 	"internal/assert":      {},
 	"internal/protogen":    {},
+	"internal/tlsfiles":    {},
+	"internal/tlstest":     {},
 	"raft":                 {},
 	"raft/rafttest":        {"raft", "internal/assert"},
 	"raft/logstore/disk":   {},
