@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -19,7 +22,10 @@ type grpcCredentials struct{ files *Files }
 func (c grpcCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := c.files.latest().grpc.ClientHandshake(ctx, authority, raw)
 	c.files.calls.note("TLS handshake with a node failed", authority, err)
-	return conn, info, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return &callerConn{Conn: conn}, info, nil
 }
 
 // ServerHandshake is the server's side; the server sets a deadline on raw.
@@ -28,6 +34,38 @@ func (c grpcCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Au
 	c.files.callers.note("TLS handshake refused", raw.RemoteAddr().String(), err)
 	return conn, info, err
 }
+
+// callerConn is a connection to a server. In TLS 1.3 the server judges the
+// caller's certificate when the caller's handshake is over already: what it
+// minds comes as an alert, and a write may fail before anybody has read that.
+type callerConn struct {
+	net.Conn
+	heard atomic.Bool // the server has said something: it has let us in
+}
+
+// Read notes that the server speaks.
+func (c *callerConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && !c.heard.Load() {
+		c.heard.Store(true)
+	}
+	return n, err
+}
+
+// Write gives the alert as the reason of a failure, if there is one.
+func (c *callerConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil && !c.heard.Load() {
+		c.Conn.SetReadDeadline(time.Now().Add(alertWait))
+		if _, reason := c.Conn.Read(make([]byte, 1)); reason != nil && !errors.Is(reason, os.ErrDeadlineExceeded) {
+			err = reason
+		}
+	}
+	return n, err
+}
+
+// alertWait bounds the wait for an alert that has most likely arrived.
+const alertWait = 100 * time.Millisecond
 
 // Info says that this is TLS.
 func (c grpcCredentials) Info() credentials.ProtocolInfo { return c.files.current.Load().grpc.Info() }

@@ -197,3 +197,46 @@ func TestRotation(t *testing.T) {
 		t.Errorf("with new files at both ends: %v", err)
 	}
 }
+
+// A caller whose certificate is refused learns why, also if its own words reach
+// a connection that has been closed.
+func TestRefusedCallerLearnsWhy(t *testing.T) {
+	w, stranger := newWorld(t), newWorld(t)
+	stranger.ca = tlstest.NewCA(t, "strange") // of another name: it is shown all the same
+	stranger.paths.Write(t, stranger.ca.Client(t), w.ca, stranger.ca)
+	stranger.options.Host = ""
+	stranger.advance(lookInterval)
+	listener, err := net.Listen("tcp", host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	refused := make(chan error, 1)
+	go func() {
+		raw, err := listener.Accept()
+		if err == nil {
+			_, _, err = w.Credentials().ServerHandshake(raw)
+			raw.Close()
+		}
+		refused <- err
+	}()
+	raw, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	conn, _, err := stranger.Credentials().ClientHandshake(t.Context(), listener.Addr().String(), raw)
+	if err != nil {
+		t.Fatalf("the caller's side of the handshake: %v", err)
+	}
+	if err := <-refused; err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Fatalf("the server's side: %v", err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for err == nil && time.Now().Before(deadline) {
+		_, err = conn.Write([]byte("PRI * HTTP/2.0"))
+	}
+	if err == nil || !strings.Contains(err.Error(), "unknown certificate authority") {
+		t.Errorf("what the caller learns: %v", err)
+	}
+}

@@ -281,5 +281,9 @@ func (s *set) configure(authorities *x509.CertPool) {
 	s.mutual = s.open.Clone()
 	s.mutual.ClientAuth = tls.RequireAndVerifyClientCert
 	s.mutual.ClientCAs = authorities
+	// The certificate is shown to whoever asks. Left alone, the library keeps it
+	// back from a server that does not name its CA, and all that either end then
+	// learns is that there was none.
+	s.mutual.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &s.certificate, nil }
 	s.grpc = credentials.NewTLS(s.mutual)
 }
