@@ -16,7 +16,7 @@ import (
 // security is what protects the node's connections: TLS, or nothing. gRPC is
 // mutual: nodes and clients show certificates. The RESP door wants the password
 // or, where there is none, a certificate; the HTTP door, which shows no data,
-// neither (docs/decisions/0004).
+// neither (docs/decisions/0005).
 type security struct {
 	files *tlsfiles.Files // nil: plain text
 }
