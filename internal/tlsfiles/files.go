@@ -99,7 +99,8 @@ func load(options Options, now func() time.Time) (*Files, error) {
 // it is time looks at them; whoever comes meanwhile takes what there is.
 func (f *Files) latest() *set {
 	now := f.now()
-	if now.UnixNano()-f.looked.Load() >= int64(lookInterval) && f.mu.TryLock() {
+	since := time.Duration(now.UnixNano() - f.looked.Load())
+	if (since >= lookInterval || since < 0) && f.mu.TryLock() { // < 0: the clock was set back
 		f.look(now)
 		f.mu.Unlock()
 	}

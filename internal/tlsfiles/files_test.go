@@ -273,6 +273,17 @@ func TestChangedFilesAreTaken(t *testing.T) {
 	}
 }
 
+// A clock that is set back stops nothing.
+func TestClockSetBack(t *testing.T) {
+	w := newWorld(t)
+	next := w.ca.Node(t, host)
+	w.paths.Write(t, next, w.ca)
+	w.advance(-30 * time.Minute)
+	if w.serial().Cmp(next.Serial(t)) != 0 {
+		t.Error("not looked at after the clock was set back")
+	}
+}
+
 // While nothing changes the files are not read.
 func TestUnchangedFilesAreNotRead(t *testing.T) {
 	w := newWorld(t)
