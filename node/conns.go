@@ -3,9 +3,11 @@ package node
 import (
 	"errors"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/flotilla-kv/flotilla/raft/transport"
 )
@@ -14,15 +16,27 @@ import (
 // is closed and begun anew, which costs a handshake each.
 const connsMax = 1024
 
+// Times of connecting. gRPC's own let a node that was away for long wait two
+// minutes, and a handshake that stalls for twenty seconds.
+const (
+	connTimeout    = 2 * time.Second
+	connBackoffMin = 50 * time.Millisecond
+	connBackoffMax = time.Second
+)
+
 // conns keeps one connection per address for the calls of controllers to each
 // other. They connect in the background.
 type conns struct {
+	credentials credentials.TransportCredentials
+
 	mu     sync.Mutex // guards what follows; never held across I/O
 	byAddr map[string]*grpc.ClientConn
 	closed bool
 }
 
-func newConns() *conns { return &conns{byAddr: make(map[string]*grpc.ClientConn)} }
+func newConns(c credentials.TransportCredentials) *conns {
+	return &conns{credentials: c, byAddr: make(map[string]*grpc.ClientConn)}
+}
 
 // get is the connection to an address.
 func (c *conns) get(addr string) (grpc.ClientConnInterface, error) {
@@ -38,7 +52,11 @@ func (c *conns) get(addr string) (grpc.ClientConnInterface, error) {
 		c.drop()
 	}
 	conn, err := grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(c.credentials),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: connBackoffMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: connBackoffMax},
+			MinConnectTimeout: connTimeout,
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.ReceiveBytesMax)))
 	if err != nil {
 		return nil, err

@@ -8,7 +8,11 @@
 // that decides is stepped by its own loop, and node only introduces them to
 // each other.
 //
+// With TLS files (internal/tlsfiles) all that goes over gRPC, RESP and HTTP is
+// protected by them, in both directions; tls.go says who has to show what.
+//
 // What it refuses: a data dir that is in use, of a newer format, or of another
-// node; ports that are taken; a name that is empty or too long. A disk that
-// fails ends the node: [Node.Failed] tells, and the process exits.
+// node; ports that are taken; a name that is empty or too long; TLS files that
+// others would not take. A disk that fails ends the node: [Node.Failed] tells, and
+// the process exits.
 package node

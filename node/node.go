@@ -36,6 +36,7 @@ type Node struct {
 	metrics   *metrics
 	listeners *listeners
 	addresses Addresses
+	security  security
 
 	cache     *pebble.Cache
 	log       *logstore.Store
@@ -109,6 +110,9 @@ func (n *Node) open() error {
 		HTTP: advertised(n.options.Advertise, n.listeners.http.Addr()),
 	}
 	n.metrics = newMetrics(n)
+	if err := n.openSecurity(); err != nil {
+		return err
+	}
 	if err := n.openStores(); err != nil {
 		return err
 	}
@@ -116,13 +120,13 @@ func (n *Node) open() error {
 	if err != nil {
 		return err
 	}
-	if n.transport, err = transport.New(transport.Options{Logger: n.logger}); err != nil {
+	if n.transport, err = transport.New(transport.Options{Logger: n.logger, Credentials: n.security.credentials()}); err != nil {
 		return err
 	}
 	if err := n.openGossip(identity); err != nil {
 		return err
 	}
-	n.conns = newConns()
+	n.conns = newConns(n.security.credentials())
 	n.kv = shardkv.NewServer(n.kvOptions())
 	n.ctrl = shardctrler.New(n.controllerOptions(identity))
 	n.ctrlRef.Store(n.ctrl)
@@ -181,7 +185,7 @@ const (
 // openDoors begins to serve: gRPC, the controller's loops, the client, RESP
 // and HTTP.
 func (n *Node) openDoors() error {
-	n.grpc = grpc.NewServer(transport.ServerOptions()...)
+	n.grpc = grpc.NewServer(append(transport.ServerOptions(), n.security.serverOptions()...)...)
 	n.health = health.NewServer()
 	n.transport.Register(n.grpc)
 	flotillav1.RegisterKVServer(n.grpc, n.kv)
@@ -192,7 +196,7 @@ func (n *Node) openDoors() error {
 
 	var err error
 	n.client, err = client.New(client.Options{
-		Dialer:   &dialer{node: n},
+		Dialer:   &dialer{node: n, far: client.GRPCDialer{Credentials: n.security.credentials()}},
 		Maps:     n.ctrl.Maps(),
 		CallsMax: callsMax,
 		BytesMax: callBytesMax,
@@ -202,16 +206,17 @@ func (n *Node) openDoors() error {
 		return err
 	}
 	n.resp, err = resp.New(resp.Options{
-		Listener: n.listeners.resp,
-		Backend:  &backend{node: n},
-		Password: n.options.RespPassword,
-		Version:  version(),
-		Logger:   n.logger,
+		Listener:         n.security.respListener(n.listeners.resp, n.options.RespPassword),
+		Backend:          &backend{node: n},
+		Password:         n.options.RespPassword,
+		HandshakeTimeout: handshakeTimeout,
+		Version:          version(),
+		Logger:           n.logger,
 	})
 	if err != nil {
 		return err
 	}
-	n.http = serveHTTP(n.listeners.http, n.metrics.registry, n, n.options.Pprof, n.logger)
+	n.http = serveHTTP(n.security.httpListener(n.listeners.http), n.metrics.registry, n, n.options.Pprof, n.logger)
 
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
@@ -225,6 +230,9 @@ func (n *Node) openDoors() error {
 			n.fail(fmt.Errorf("the RESP door has closed: %w", err))
 		}
 	})
+	if n.security.files != nil {
+		n.running.Go(func() { n.security.files.Watch(ctx) })
+	}
 	n.running.Go(func() { n.followMap(ctx) })
 	n.running.Go(func() { n.followHealth(ctx) })
 	n.ctrl.Start()

@@ -21,17 +21,24 @@ import (
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/client"
+	"github.com/flotilla-kv/flotilla/internal/tlsfiles"
 	"github.com/flotilla-kv/flotilla/raft/logstore"
 )
 
 // start starts a node on free ports; it is stopped when the test ends.
 func start(t *testing.T, name, dir string, join ...string) *Node {
 	t.Helper()
-	n, err := Start(Options{
-		Name: name, DataDir: dir, Join: join,
-		Listen: "127.0.0.1:0", GossipListen: "127.0.0.1:0", RespListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0",
-		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)).With("node", name),
-	})
+	return startWith(t, Options{Name: name, DataDir: dir, Join: join})
+}
+
+// startWith is start for options that are not the usual ones.
+func startWith(t *testing.T, o Options) *Node {
+	t.Helper()
+	for _, listen := range []*string{&o.Listen, &o.GossipListen, &o.RespListen, &o.HTTPListen} {
+		*listen = "127.0.0.1:0"
+	}
+	o.Logger = slog.New(slog.NewTextHandler(t.Output(), nil)).With("node", o.Name)
+	n, err := Start(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,6 +288,8 @@ func TestStartRefuses(t *testing.T) {
 		"no data dir":    func(o *Options) { o.DataDir = "" },
 		"bad address":    func(o *Options) { o.RespListen = "nowhere" },
 		"bad key":        func(o *Options) { o.GossipKey = []byte("short") },
+		"half of TLS":    func(o *Options) { o.TLS.CA = "ca.crt" },
+		"no TLS files":   func(o *Options) { o.TLS = tlsfiles.Paths{CA: "no.crt", Cert: "no.crt", Key: "no.key"} },
 	} {
 		o := good
 		change(&o)

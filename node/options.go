@@ -6,6 +6,8 @@ import (
 	"log/slog"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/flotilla-kv/flotilla/internal/tlsfiles"
 )
 
 // Options say how a node runs. Name, DataDir and the four addresses to listen
@@ -26,6 +28,10 @@ type Options struct {
 	// are retried for ever.
 	Join []string
 	Zone string // failure zone, "" for none
+
+	// TLS names the files that protect gRPC, RESP and HTTP; none: plain text.
+	// The certificate has to name the host that others reach this node at.
+	TLS tlsfiles.Paths
 
 	GossipKey    []byte // encrypts gossip: 16, 24 or 32 bytes; nil: plain
 	RespPassword string // that AUTH must present; "" for none
@@ -61,5 +67,5 @@ func (o *Options) check() error {
 			return fmt.Errorf("the name %q holds a blank, a comma or a control character", o.Name)
 		}
 	}
-	return nil
+	return o.TLS.Check()
 }

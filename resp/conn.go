@@ -83,6 +83,10 @@ func (c *conn) resetSession() {
 
 // serve is the reader's goroutine: it starts the writer and ends after it.
 func (c *conn) serve() {
+	if !c.shakeHands() {
+		c.nc.Close()
+		return
+	}
 	go c.writeLoop()
 	for c.turn() {
 	}

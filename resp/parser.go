@@ -46,7 +46,13 @@ const (
 	errQuotes       = protocolError("unbalanced quotes in request")
 	errBulkEnd      = protocolError("expected CRLF after bulk")
 	errRequestBytes = protocolError("too big request")
+
+	errTLS = protocolError("this port speaks no TLS")
 )
+
+// tlsHandshake is how a client that speaks TLS begins, and no command does. It
+// is answered at once: there may never be an end of the line.
+const tlsHandshake = 0x16
 
 // span is one argument's place, counted from the command's first byte, so that
 // it stays right when the bytes move to another chunk.
@@ -122,9 +128,12 @@ func (p *parser) next() ([][]byte, error) {
 		var args [][]byte
 		var more bool
 		var err error
-		if p.buf[p.pos] == '*' {
+		switch p.buf[p.pos] {
+		case '*':
 			more, err = p.header()
-		} else {
+		case tlsHandshake:
+			return nil, errTLS
+		default:
 			args, more, err = p.inline()
 		}
 		if more || err != nil || len(args) > 0 {

@@ -52,6 +52,7 @@ var protocolInputs = []struct {
 	{"line of 64 KiB", strings.Repeat("x", inlineBytesMax) + "\n", `["` + strings.Repeat("x", inlineBytesMax) + `"]`, ""},
 	{"line too long", strings.Repeat("x", inlineBytesMax+1) + "\n", ``, "too big inline request"},
 	{"line without end", strings.Repeat("x", inlineBytesMax+1), ``, "too big inline request"},
+	{"TLS, with no line end in it", "PING\r\n\x16\x03\x01\x02\x00\x01", `["PING"]`, "this port speaks no TLS"},
 	{"array count without end", "*" + strings.Repeat("1", inlineBytesMax), ``, "too big mbulk count string"},
 	{"bulk length without end", "*1\r\n$" + strings.Repeat("1", inlineBytesMax), ``, "too big bulk count string"},
 	{"array too long", "*1048577\r\n", ``, "invalid multibulk length"},

@@ -16,11 +16,15 @@ const (
 	maxClientsDefault     = 10_000
 	writeTimeoutDefault   = time.Minute
 	requestTimeoutDefault = 5 * time.Second
+
+	handshakeTimeoutDefault = 5 * time.Second
 )
 
 // Options say how a Server serves.
 type Options struct {
-	Listener net.Listener // the server closes it
+	// Listener is closed by the server. Its connections may be those of TLS:
+	// what has a method HandshakeContext shakes hands before it is used.
+	Listener net.Listener
 	Backend  Backend
 	// Password, if set, is what AUTH and HELLO must give.
 	Password string
@@ -36,6 +40,9 @@ type Options struct {
 	// RequestTimeout is how long a command waits for its group before it is
 	// answered with an error. 0: five seconds.
 	RequestTimeout time.Duration
+	// HandshakeTimeout is how long the handshake of a TLS connection may take.
+	// 0: five seconds.
+	HandshakeTimeout time.Duration
 	// Version is the product's; INFO tells it.
 	Version string
 	Logger  *slog.Logger // nil: none
@@ -43,15 +50,16 @@ type Options struct {
 
 // Server speaks the Redis protocol on one listener.
 type Server struct {
-	listener       net.Listener
-	backend        Backend
-	password       string
-	maxClients     int
-	idleTimeout    time.Duration
-	writeTimeout   time.Duration
-	requestTimeout time.Duration
-	version        string
-	logger         *slog.Logger
+	listener         net.Listener
+	backend          Backend
+	password         string
+	maxClients       int
+	idleTimeout      time.Duration
+	writeTimeout     time.Duration
+	requestTimeout   time.Duration
+	handshakeTimeout time.Duration
+	version          string
+	logger           *slog.Logger
 
 	commands *commandTable
 	cursors  *cursors
@@ -77,22 +85,23 @@ func New(o Options) (*Server, error) {
 	if o.Listener == nil || o.Backend == nil {
 		return nil, errors.New("resp: a listener and a backend are needed")
 	}
-	if o.MaxClients < 0 || o.IdleTimeout < 0 || o.WriteTimeout < 0 || o.RequestTimeout < 0 {
+	if o.MaxClients < 0 || o.IdleTimeout < 0 || o.WriteTimeout < 0 || o.RequestTimeout < 0 || o.HandshakeTimeout < 0 {
 		return nil, errors.New("resp: limits must not be negative")
 	}
 	s := &Server{
-		listener:       o.Listener,
-		backend:        o.Backend,
-		password:       o.Password,
-		maxClients:     orDefault(o.MaxClients, maxClientsDefault),
-		idleTimeout:    o.IdleTimeout,
-		writeTimeout:   orDefault(o.WriteTimeout, writeTimeoutDefault),
-		requestTimeout: orDefault(o.RequestTimeout, requestTimeoutDefault),
-		version:        orElse(o.Version, "unknown"),
-		logger:         o.Logger,
-		commands:       newCommandTable(),
-		cursors:        newCursors(time.Now),
-		closed:         make(chan struct{}),
+		listener:         o.Listener,
+		backend:          o.Backend,
+		password:         o.Password,
+		maxClients:       orDefault(o.MaxClients, maxClientsDefault),
+		idleTimeout:      o.IdleTimeout,
+		writeTimeout:     orDefault(o.WriteTimeout, writeTimeoutDefault),
+		requestTimeout:   orDefault(o.RequestTimeout, requestTimeoutDefault),
+		handshakeTimeout: orDefault(o.HandshakeTimeout, handshakeTimeoutDefault),
+		version:          orElse(o.Version, "unknown"),
+		logger:           o.Logger,
+		commands:         newCommandTable(),
+		cursors:          newCursors(time.Now),
+		closed:           make(chan struct{}),
 	}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
@@ -161,8 +170,10 @@ func (s *Server) accept(nc net.Conn) {
 	c := s.add(nc)
 	if c == nil {
 		s.stats.rejected.Add(1)
-		nc.SetWriteDeadline(time.Now().Add(refusalTime))
-		nc.Write([]byte("-ERR max number of clients reached\r\n"))
+		if _, ok := nc.(handshaker); !ok { // a handshake would keep others waiting
+			nc.SetWriteDeadline(time.Now().Add(refusalTime))
+			nc.Write([]byte("-ERR max number of clients reached\r\n"))
+		}
 		nc.Close()
 		return
 	}

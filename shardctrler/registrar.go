@@ -17,6 +17,7 @@ const (
 	registerTimeout    = 3 * time.Second
 	registerBackoffMin = 20 * time.Millisecond
 	registerBackoffMax = time.Second
+	registerSilence    = 5 * time.Second // between two lines about attempts that fail
 )
 
 // registrar decides whom to ask for registration, and when. It is stepped.
@@ -67,10 +68,12 @@ func definite(err error) bool {
 // registered with what it says of itself now.
 func (c *Controller) register(ctx context.Context) {
 	r := new(registrar)
+	told := time.Now() // a bring-up may take a moment
 	for ctx.Err() == nil {
 		news := c.News()
 		addrs := c.registerAddrs()
-		err := c.registerOnce(ctx, r.nextAddr(addrs))
+		addr := r.nextAddr(addrs)
+		err := c.registerOnce(ctx, addr)
 		if err == nil {
 			return
 		}
@@ -80,6 +83,9 @@ func (c *Controller) register(ctx context.Context) {
 		}
 		if r.refusal != "" && c.setRefusal(r.refusal) {
 			c.logger.Warn("registration refused", "reason", r.refusal)
+		} else if r.refusal == "" && !errors.Is(err, errNobody) && time.Since(told) > registerSilence {
+			told = time.Now()
+			c.logger.Warn("still not registered", "addr", addr, "error", err)
 		}
 		timer := time.NewTimer(wait)
 		select {

@@ -55,12 +55,8 @@ func (o *benchOptions) run(ctx context.Context, out, progress io.Writer) error {
 	if err := o.Check(); err != nil {
 		return usageError{err}
 	}
-	servers, err := o.servers()
-	if err != nil {
-		return err
-	}
 	o.Seed = uint64(time.Now().UnixNano())
-	c, err := client.New(client.Options{Servers: servers, CallsMax: o.Clients*o.Pipeline + fillRoom})
+	c, err := o.newClient(client.Options{CallsMax: o.Clients*o.Pipeline + fillRoom})
 	if err != nil {
 		return err
 	}

@@ -73,11 +73,7 @@ func (o *checkOptions) run(ctx context.Context, out, notes io.Writer) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
-	servers, err := o.servers()
-	if err != nil {
-		return err
-	}
-	c, err := client.New(client.Options{Servers: servers})
+	c, err := o.newClient(client.Options{})
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -29,12 +29,16 @@ func ask[T any](ctx context.Context, g *globals, question func(context.Context, 
 	if err != nil {
 		return none, err
 	}
+	creds, err := g.credentials()
+	if err != nil {
+		return none, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var last error
 	for i, server := range servers {
 		share := askTimeout / time.Duration(len(servers)-i)
-		answer, err := askOne(ctx, server, share, question)
+		answer, err := askOne(ctx, server, creds, share, question)
 		if err == nil {
 			return answer, nil
 		}
@@ -43,15 +47,15 @@ func ask[T any](ctx context.Context, g *globals, question func(context.Context, 
 			return none, errors.New(status.Convert(err).Message())
 		}
 	}
-	return none, describe(servers, last)
+	return none, describe(servers, g.tls.Given(), last)
 }
 
-func askOne[T any](ctx context.Context, server string, timeout time.Duration, question func(context.Context, flotillav1.ClusterClient) (T, error)) (T, error) {
+func askOne[T any](ctx context.Context, server string, creds credentials.TransportCredentials, timeout time.Duration, question func(context.Context, flotillav1.ClusterClient) (T, error)) (T, error) {
 	var none T
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn, err := grpc.NewClient("passthrough:///"+server,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytesMax)))
 	if err != nil {
 		return none, err
@@ -61,9 +65,12 @@ func askOne[T any](ctx context.Context, server string, timeout time.Duration, qu
 }
 
 // describe turns the last server's failure into one line that says what to do.
-func describe(servers []string, err error) error {
+func describe(servers []string, withTLS bool, err error) error {
 	where := strings.Join(servers, ", ")
 	message := status.Convert(err).Message()
+	if advice := tlsAdvice(message, withTLS); advice != "" {
+		return fmt.Errorf("%s: %s", where, advice)
+	}
 	if strings.Contains(message, "connection refused") {
 		return fmt.Errorf("no node answers at %s: start one (flotilla dev) or name one with --server", where)
 	}

@@ -34,11 +34,7 @@ func (d *dataFlags) add(command *cobra.Command, run func(ctx context.Context, c 
 		if d.timeout <= 0 {
 			return usagef("--timeout %s: it must be positive", d.timeout)
 		}
-		servers, err := d.servers()
-		if err != nil {
-			return err
-		}
-		c, err := client.New(client.Options{Servers: servers, Timeout: d.timeout})
+		c, err := d.newClient(client.Options{Timeout: d.timeout})
 		if err != nil {
 			return err
 		}
@@ -52,10 +48,13 @@ func (d *dataFlags) add(command *cobra.Command, run func(ctx context.Context, c 
 
 // explain adds what to do where no node could be asked.
 func explain(g *globals, err error) error {
-	if errors.Is(err, client.ErrUnavailable) {
-		return fmt.Errorf("%w; is a node up at %s? (--server)", err, g.server)
+	if !errors.Is(err, client.ErrUnavailable) {
+		return err
 	}
-	return err
+	if advice := tlsAdvice(err.Error(), g.tls.Given()); advice != "" {
+		return fmt.Errorf("%s: %s", g.server, advice)
+	}
+	return fmt.Errorf("%w; is a node up at %s? (--server)", err, g.server)
 }
 
 func newDataCommands(g *globals) []*cobra.Command {

@@ -64,6 +64,9 @@ with its data. Without --data-dir a temporary one is used and removed.`,
 			if err := o.check(); err != nil {
 				return usageError{err}
 			}
+			if err := refuseTLSFlags(c.Flags()); err != nil {
+				return err
+			}
 			raiseProcs()
 			return runDev(c.Context(), c.OutOrStdout(), logger, o, c.Flags())
 		},

@@ -29,13 +29,13 @@ type kvStub struct {
 	code  flotillav1.Code
 }
 
-func newKVStub(t *testing.T) *kvStub {
+func newKVStub(t *testing.T, options ...grpc.ServerOption) *kvStub {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &kvStub{addr: listener.Addr().String(), items: make(map[string]*flotillav1.Result), old: make(map[string]*flotillav1.Result)}
-	server := grpc.NewServer()
+	server := grpc.NewServer(options...)
 	flotillav1.RegisterKVServer(server, s)
 	flotillav1.RegisterClusterServer(server, s)
 	served := make(chan struct{})

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/flotilla-kv/flotilla/internal/tlsfiles"
 )
 
 // Exit codes of the binary.
@@ -72,6 +74,7 @@ func oneLine(err error) string {
 // globals are the flags that every command has.
 type globals struct {
 	server string
+	tls    tlsfiles.Paths
 	output string
 }
 
@@ -101,10 +104,11 @@ Raft groups.
 		SilenceUsage:  true,
 	}
 	root.PersistentFlags().StringVar(&g.server, "server", serverDefault(), "`HOST:PORT[,...]` of nodes to ask (or FLOTILLA_SERVER)")
+	addTLSFlags(root.PersistentFlags(), &g.tls)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		newDevCommand(),
-		newStartCommand(),
+		newStartCommand(g),
 		newInitCommand(g),
 		newStatusCommand(g),
 		newNodeCommand(g),

@@ -48,7 +48,7 @@ func (l *logFlags) logger(w io.Writer) (*slog.Logger, error) {
 	return nil, usagef("--log-format %q: it is text or json", l.format)
 }
 
-func newStartCommand() *cobra.Command {
+func newStartCommand(g *globals) *cobra.Command {
 	var (
 		options  node.Options
 		log      logFlags
@@ -63,7 +63,16 @@ serves, or "flotilla: waiting for init" while the cluster has not been made. A
 node that was registered finds its cluster again by itself; --join is for the
 first time.
 
-Ports that are not given follow --listen: gossip +1, RESP +2, HTTP +3.`,
+Ports that are not given follow --listen: gossip +1, RESP +2, HTTP +3.
+
+With --tls-ca, --tls-cert and --tls-key, gRPC, RESP and HTTP speak TLS 1.3 only.
+The certificate has to name the host that others reach this node at (--advertise,
+or that of --listen) and be good for servers and clients, and be signed by a CA
+in --tls-ca. Nodes and gRPC clients show certificates to each other. RESP clients
+need one only if there is no --resp-password; HTTP clients need none. Files that
+change are taken without a restart. Gossip is encrypted by --gossip-key-file.
+
+Beyond loopback a port without TLS, or gossip without a key, demands --insecure.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			logger, err := log.logger(c.ErrOrStderr())
@@ -73,6 +82,9 @@ Ports that are not given follow --listen: gossip +1, RESP +2, HTTP +3.`,
 			options.Logger = logger.With("node", options.Name)
 			if err := followListen(&options); err != nil {
 				return usageError{err}
+			}
+			if options.TLS = g.tls; options.TLS.Check() != nil {
+				return usageError{options.TLS.Check()}
 			}
 			if options.GossipKey, err = readKey(keyFile); err != nil {
 				return err
@@ -94,10 +106,10 @@ Ports that are not given follow --listen: gossip +1, RESP +2, HTTP +3.`,
 	flags.StringVar(&options.Advertise, "advertise", "", "`HOST` that others reach this node at (default: --listen's)")
 	flags.StringSliceVar(&options.Join, "join", nil, "gossip addresses `HOST:PORT[,...]` of other nodes; unreachable ones are retried")
 	flags.StringVar(&options.Zone, "zone", "", "failure zone; replicas of a group are spread over zones")
-	flags.StringVar(&keyFile, "gossip-key-file", "", "`FILE` with 16, 24 or 32 bytes that encrypt gossip")
+	flags.StringVar(&keyFile, "gossip-key-file", "", "`FILE` with 16, 24 or 32 bytes that encrypt gossip, the same for all nodes")
 	flags.StringVar(&options.RespPassword, "resp-password", "", "what AUTH and HELLO must present")
 	flags.BoolVar(&options.Pprof, "pprof", false, "serve /debug/pprof on the HTTP port")
-	flags.BoolVar(&insecure, "insecure", false, "listen beyond loopback without TLS")
+	flags.BoolVar(&insecure, "insecure", false, "listen beyond loopback without TLS, or without a gossip key")
 	log.add(flags, "info")
 	for _, name := range []string{"name", "data-dir", "listen"} {
 		if err := command.MarkFlagRequired(name); err != nil {
@@ -130,32 +142,6 @@ func followListen(o *node.Options) error {
 		}
 	}
 	return nil
-}
-
-// checkExposure refuses to listen beyond loopback unless told to.
-func checkExposure(o *node.Options, insecure bool) error {
-	for _, listen := range []string{o.Listen, o.GossipListen, o.RespListen, o.HTTPListen} {
-		host, _, err := net.SplitHostPort(listen)
-		if err != nil {
-			return fmt.Errorf("%q is not HOST:PORT", listen)
-		}
-		if isLoopback(host) {
-			continue
-		}
-		if !insecure {
-			return fmt.Errorf("%s is beyond loopback and there is no TLS: listen on 127.0.0.1, or say --insecure", listen)
-		}
-		o.Logger.Warn("listening beyond loopback without TLS", "listen", listen)
-	}
-	return nil
-}
-
-func isLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 func readKey(file string) ([]byte, error) {

@@ -22,6 +22,8 @@ var arrows = map[string][]string{
 	"internal/assert":      {},
 	"internal/disk":        {},
 	"internal/protogen":    {},
+	"internal/tlsfiles":    {},
+	"internal/tlstest":     {},
 	"raft":                 {},
 	"raft/rafttest":        {"raft", "internal/assert"},
 	"raft/logstore":        {"raft", "internal/disk", "internal/assert"},
