@@ -138,16 +138,20 @@ func (c *cell) CompareAndSwap(_ context.Context, key string, old, value []byte, 
 
 func recorded(t *testing.T, f fault) *History {
 	t.Helper()
-	store := &cell{fault: f, n: make(map[Kind]int), items: make(map[string]client.Item), old: make(map[string]client.Item)}
-	p := Plan{Clients: 6, Keys: 3, Duration: 150 * time.Millisecond, OpTimeout: time.Second, Prefix: "k", Reads: []client.ReadOption{client.Follower()}}
-	if err := p.Check(); err != nil {
-		t.Fatal(err)
+	p := Plan{Clients: 6, Keys: 3, OpTimeout: time.Second, Prefix: "k", Reads: []client.ReadOption{client.Follower()}}
+	for p.Duration = 150 * time.Millisecond; ; p.Duration *= 2 { // a busy machine takes longer for as many
+		if err := p.Check(); err != nil {
+			t.Fatal(err)
+		}
+		store := &cell{fault: f, n: make(map[Kind]int), items: make(map[string]client.Item), old: make(map[string]client.Item)}
+		h := Record(t.Context(), store, p)
+		if len(h.Ops) >= 200 {
+			return h
+		}
+		if p.Duration > 10*time.Second {
+			t.Fatalf("only %d operations: the test tests nothing", len(h.Ops))
+		}
 	}
-	h := Record(t.Context(), store, p)
-	if len(h.Ops) < 200 {
-		t.Fatalf("only %d operations: the test tests nothing", len(h.Ops))
-	}
-	return h
 }
 
 func TestWhatIsLinearizableIsFoundSo(t *testing.T) {
