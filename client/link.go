@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -171,6 +172,7 @@ var errDisconnected = errors.New("disconnected")
 // left.
 func (l *link) pump(ctx context.Context, conn Conn) (unsent []*flotillav1.Request, cause error) {
 	for {
+		runtime.Gosched() // who is about to call shares the message
 		batch := l.takeAll()
 		for len(batch) > 0 {
 			n := messageLength(batch)

@@ -127,16 +127,17 @@ func (c *Client) do(ctx context.Context, request *flotillav1.Request) (*flotilla
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := c.bounded(ctx)
-	defer cancel()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := c.gate.wait(ctx, bytes); err != nil {
+	deadline, given := ctx.Deadline()
+	if !given {
+		deadline = c.options.Clock().Add(c.options.Timeout) // the router keeps it: no timer for each call
+	}
+	if err := c.enter(ctx, bytes); err != nil {
 		return nil, err
 	}
 	answers := make(chan answer, 1)
-	deadline, _ := ctx.Deadline()
 	p := &pending{bytes: bytes, done: func(r *flotillav1.Response, err error) { answers <- answer{r, err} }}
 	p.call = routing.Call{Request: request, Deadline: deadline, Owner: p}
 	c.begin(p)
@@ -149,6 +150,16 @@ func (c *Client) do(ctx context.Context, request *flotillav1.Request) (*flotilla
 	c.step(func(r *routing.Router, now time.Time) { r.Cancel(now, &p.call, reason) })
 	a := <-answers
 	return a.response, a.err
+}
+
+// enter goes in through the gate, at most until the context ends.
+func (c *Client) enter(ctx context.Context, bytes int) error {
+	if c.gate.try(bytes) {
+		return nil
+	}
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
+	return c.gate.wait(ctx, bytes)
 }
 
 // checkRequest refuses what no server would take, before it is sent, and

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -141,6 +142,7 @@ func (b *batchStream) write(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		runtime.Gosched() // what is about to be answered shares the message
 		b.mu.Lock()
 		answers := b.answers
 		b.answers = nil

@@ -3,6 +3,7 @@ package multiraft
 import (
 	"cmp"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -63,6 +64,7 @@ func (w *worker) loop() {
 		}
 		select {
 		case <-w.inbox.wake:
+			runtime.Gosched() // who is about to leave word shares the turn
 		case <-tick:
 		case <-w.stop:
 			return

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -263,6 +264,7 @@ func (l *line) sendBatch(ctx context.Context, stream grpc.ClientStreamingClient[
 		}
 		select {
 		case <-l.p.wake:
+			runtime.Gosched() // who is about to send shares the batch
 		case <-ctx.Done():
 			return ctx.Err()
 		}
