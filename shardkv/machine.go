@@ -24,6 +24,7 @@ const expiredAtOnce = 256
 type Machine struct {
 	group    raft.GroupID
 	state    groupRecord
+	stored   groupRecord // state as it is in the store, or will be with the batch
 	shards   map[shardmap.ShardID]*shardRecord
 	sessions *sessions
 	due      int64 // no key expires before this; MaxInt64: none does
@@ -64,6 +65,7 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 			return fmt.Errorf("group %d: its record is %w", m.group, err)
 		}
 	}
+	m.stored = m.state
 	if err := m.restoreShards(view); err != nil {
 		return fmt.Errorf("group %d: shards: %w", m.group, err)
 	}
@@ -146,7 +148,6 @@ func (m *Machine) Committed(raft.Index) { m.publish() }
 // Apply applies one entry; see multiraft.StateMachine. An error means that the
 // entry is not understood or the store is damaged: the node must stop.
 func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any) error {
-	before := m.state
 	clear(m.touched)
 	m.state.time = max(m.state.time, e.Stamp)
 	if err := m.removeExpired(b); err != nil {
@@ -167,10 +168,16 @@ func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any)
 	for shard, record := range m.touched {
 		b.Set(shardKey(shard), record.encode())
 	}
-	if m.state != before {
-		b.Set(groupKey(), m.state.encode())
-	}
 	return nil
+}
+
+// Finish puts the group's record into the batch, as its time has moved with
+// the entries; see multiraft.StateMachine.
+func (m *Machine) Finish(b *statestore.Batch) {
+	if m.state != m.stored {
+		b.Set(groupKey(), m.state.encode())
+		m.stored = m.state
+	}
 }
 
 func (m *Machine) applyCommand(b *statestore.Batch, c command) (*answer, error) {

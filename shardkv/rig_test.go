@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -23,6 +24,7 @@ type rig struct {
 	replica *statestore.Replica
 	machine *Machine
 	index   raft.Index
+	results []any // scratch
 }
 
 const rigGroup raft.GroupID = 7
@@ -89,24 +91,38 @@ func newEntry(stamp int64, commands ...command) entry {
 // apply applies entries as one batch and returns the answers of all commands.
 func (r *rig) apply(t fataler, entries ...entry) (answers []*answer) {
 	t.Helper()
+	results := r.applyOnly(t, entries)
+	for _, result := range results {
+		answers = append(answers, result.(*answer))
+	}
+	return answers
+}
+
+// applyOnly is apply without a look at the results, which live until the next.
+func (r *rig) applyOnly(t fataler, entries []entry) []any {
 	b := r.replica.NewBatch()
+	n := 0
+	for _, e := range entries {
+		n += len(e.commands)
+	}
+	clear(r.results)
+	r.results = slices.Grow(r.results[:0], n)[:n]
+	rest := r.results
 	for _, e := range entries {
 		r.index++
-		results := make([]any, len(e.commands))
-		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: true}, results)
+		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: true}, rest[:len(e.commands)])
 		if err != nil {
 			t.Fatalf("entry %d: %v", r.index, err)
 		}
-		for _, result := range results {
-			answers = append(answers, result.(*answer))
-		}
+		rest = rest[len(e.commands):]
 	}
+	r.machine.Finish(b)
 	b.SetApplied(r.index, 1, raft.Membership{})
 	if err := b.Commit(); err != nil {
 		t.Fatalf("commit through %d: %v", r.index, err)
 	}
 	r.machine.Committed(r.index)
-	return answers
+	return r.results
 }
 
 // one applies a single command at a stamp.
