@@ -25,6 +25,8 @@ type rig struct {
 	machine *Machine
 	index   raft.Index
 	results []any // scratch
+	waited  bool  // somebody waits for what is applied
+	changes int   // of the last batch
 }
 
 const rigGroup raft.GroupID = 7
@@ -37,7 +39,7 @@ type fataler interface {
 
 func newRig(t fataler) *rig {
 	model := statestore.NewModel()
-	r := &rig{model: model, store: statestore.OpenModel(model, nil)}
+	r := &rig{waited: true, model: model, store: statestore.OpenModel(model, nil)}
 	r.open(t)
 	return r
 }
@@ -54,7 +56,7 @@ func newPebbleRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	r := &rig{store: store}
+	r := &rig{waited: true, store: store}
 	r.open(t)
 	return r
 }
@@ -72,6 +74,32 @@ func (r *rig) restart(t fataler) {
 	if err := r.machine.Restored(r.replica); err != nil {
 		t.Fatalf("restored: %v", err)
 	}
+}
+
+// crash loses what was committed but for the first n batches that are not
+// flushed; the rig stands where that leads to.
+func (r *rig) crash(t fataler, n int) {
+	t.Helper()
+	r.model.FlushSome(n)
+	r.model.Crash()
+	r.store = statestore.OpenModel(r.model, nil)
+	r.open(t)
+	var err error
+	if r.index, _, _, err = r.replica.Applied(); err != nil {
+		t.Fatalf("applied: %v", err)
+	}
+}
+
+// digests are those of the shards that tests use.
+func (r *rig) digests(t fataler) (all [10]ShardDigest) {
+	t.Helper()
+	for shard := range all {
+		var err error
+		if all[shard], err = Digest(r.replica, shardmap.ShardID(shard)); err != nil {
+			t.Fatalf("digest of shard %d: %v", shard, err)
+		}
+	}
+	return all
 }
 
 // entry is what the log holds: commands that were joined, and their stamp.
@@ -93,7 +121,8 @@ func (r *rig) apply(t fataler, entries ...entry) (answers []*answer) {
 	t.Helper()
 	results := r.applyOnly(t, entries)
 	for _, result := range results {
-		answers = append(answers, result.(*answer))
+		a, _ := result.(*answer)
+		answers = append(answers, a)
 	}
 	return answers
 }
@@ -110,7 +139,7 @@ func (r *rig) applyOnly(t fataler, entries []entry) []any {
 	rest := r.results
 	for _, e := range entries {
 		r.index++
-		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: true}, rest[:len(e.commands)])
+		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: r.waited}, rest[:len(e.commands)])
 		if err != nil {
 			t.Fatalf("entry %d: %v", r.index, err)
 		}
@@ -118,6 +147,7 @@ func (r *rig) applyOnly(t fataler, entries []entry) []any {
 	}
 	r.machine.Finish(b)
 	b.SetApplied(r.index, 1, raft.Membership{})
+	r.changes = b.Changes()
 	if err := b.Commit(); err != nil {
 		t.Fatalf("commit through %d: %v", r.index, err)
 	}

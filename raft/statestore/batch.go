@@ -50,6 +50,10 @@ func (b *Batch) SetJoined(key, head, tail []byte) {
 // Delete removes key.
 func (b *Batch) Delete(key []byte) { b.raw.delete(b.whole(key)) }
 
+// Changes is how many changes the batch gathers, that of SetApplied too: each is
+// an insert into the store's memory.
+func (b *Batch) Changes() int { return b.raw.changes() }
+
 // DeleteRange removes the keys of [lo, hi); nil is no bound.
 func (b *Batch) DeleteRange(lo, hi []byte) { b.raw.deleteRange(b.replica.bounds(lo, hi)) }
 

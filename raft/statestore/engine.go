@@ -45,6 +45,7 @@ type rawBatch interface {
 	set(prefix, key, head, tail []byte)
 	delete(key []byte)
 	deleteRange(lo, hi []byte)
+	changes() int
 	get(key []byte) (value []byte, ok bool, err error)
 	newIter(lo, hi []byte) (rawIter, error)
 	commit() error

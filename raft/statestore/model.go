@@ -262,6 +262,8 @@ func (b *modelBatch) deleteRange(lo, hi []byte) {
 	b.do(func(t *modelTree) { deleteSpan(t, lo, hi) })
 }
 
+func (b *modelBatch) changes() int { return len(b.ops) }
+
 func (b *modelBatch) read() *modelTree {
 	if b.scratch == nil {
 		b.scratch = b.engine.model.read()

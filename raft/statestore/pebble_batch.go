@@ -37,6 +37,8 @@ func (b *pebbleBatch) set(prefix, key, head, tail []byte) {
 func (b *pebbleBatch) delete(key []byte)         { b.note(b.batch.Delete(key, nil)) }
 func (b *pebbleBatch) deleteRange(lo, hi []byte) { b.note(b.batch.DeleteRange(lo, hi, nil)) }
 
+func (b *pebbleBatch) changes() int { return int(b.batch.Count()) }
+
 func (b *pebbleBatch) index() error {
 	if b.indexed {
 		return nil

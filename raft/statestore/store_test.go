@@ -152,6 +152,9 @@ func TestBatchReadsItsOwnWrites(t *testing.T) {
 			t.Fatalf("batch iterates %q", got)
 		}
 		want(t, r, "a=1 b=1 c=1 d=1") // not committed
+		if n := b.Changes(); n != 5 {
+			t.Fatalf("the batch has %d changes", n)
+		}
 		b.SetApplied(2, 1, membership())
 		if err := b.Commit(); err != nil {
 			t.Fatal(err)
