@@ -21,6 +21,9 @@ func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any)
 	return m.applyEntry(b, e.Index, e.Stamp, e.Commands, results)
 }
 
+// Finish implements multiraft.StateMachine: each entry's batch is whole.
+func (m *Machine) Finish(*statestore.Batch) {}
+
 // Restored implements multiraft.StateMachine.
 func (m *Machine) Restored(r *statestore.Replica) error {
 	records := r.NewIter(nil, nil)

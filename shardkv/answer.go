@@ -59,25 +59,27 @@ const (
 	resultExisted  = 1
 )
 
-// encode draws an answer that is to be recorded, with the lowest number that
-// its session still waited for.
-func (a *answer) encode(lowest uint64) []byte {
-	size := 16
-	for i := range a.results {
-		size += 32 + len(a.results[i].value) + len(a.results[i].next) + 64*len(a.results[i].pairs)
-	}
-	e := encoder{b: make([]byte, 0, size)}
-	e.uint(lowest)
+// answerHead is what stands before a recorded answer.
+type answerHead struct {
+	writes uint64 // of the shard by then: it need not be recorded elsewhere
+	seq    uint64
+	lowest uint64 // of the session by then
+}
+
+// encode draws an answer that is to be recorded.
+func (a *answer) encode(e *encoder, head answerHead) {
+	e.uint(head.writes)
+	e.uint(head.seq)
+	e.uint(head.lowest)
 	e.byte(flag(a.compared, answerCompared) | flag(a.outcome == flotillav1.OutcomeState_NOT_APPLIED, answerClosed))
 	if a.outcome == flotillav1.OutcomeState_NOT_APPLIED {
 		e.bytes([]byte(a.message))
-		return e.b
+		return
 	}
 	e.uint(uint64(len(a.results)))
 	for i := range a.results {
-		a.results[i].encode(&e)
+		a.results[i].encode(e)
 	}
-	return e.b
 }
 
 func (r *result) encode(e *encoder) {
@@ -98,20 +100,30 @@ func (r *result) encode(e *encoder) {
 	e.bytes(r.next)
 }
 
-// decodeAnswer reads what encode wrote; its bytes are shared with b.
-func decodeAnswer(b []byte) (a *answer, lowest uint64, err error) {
+// decodeAnswerHead reads the head only. content is what is the same wherever
+// and beside whatever the answer is recorded: all that stands behind seq.
+func decodeAnswerHead(b []byte) (head answerHead, content []byte, err error) {
 	d := decoder{b: b}
-	lowest = d.uint()
+	head.writes, head.seq = d.uint(), d.uint()
+	content = d.b
+	head.lowest = d.uint()
+	return head, content, d.err
+}
+
+// decodeAnswer reads what encode wrote; its bytes are shared with b.
+func decodeAnswer(b []byte) (a *answer, head answerHead, err error) {
+	d := decoder{b: b}
+	head = answerHead{writes: d.uint(), seq: d.uint(), lowest: d.uint()}
 	flags := d.byte()
 	a = &answer{compared: flags&answerCompared != 0}
 	if flags&answerClosed != 0 {
 		a.outcome, a.message = flotillav1.OutcomeState_NOT_APPLIED, string(d.bytes())
-		return a, lowest, d.end()
+		return a, head, d.end()
 	}
 	for range d.count() {
 		a.results = append(a.results, decodeResult(&d))
 	}
-	return a, lowest, d.end()
+	return a, head, d.end()
 }
 
 func decodeResult(d *decoder) result {

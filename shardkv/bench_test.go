@@ -1,8 +1,11 @@
 package shardkv
 
 import (
+	"encoding/binary"
 	"fmt"
 	"testing"
+
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
 // BenchmarkApply applies entries of 64 commands over Pebble; one operation is
@@ -32,4 +35,69 @@ func BenchmarkApply(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkApplyPut applies numbered puts of 256 bytes as 256 closed-loop
+// clients send them: each acknowledges its last write with its next. Entries
+// join 64 commands, and a batch has four. One operation is one put, its
+// encoding included. go test -bench ApplyPut ./shardkv
+func BenchmarkApplyPut(b *testing.B) {
+	b.Run("pebble", func(b *testing.B) { benchmarkApplyPut(b, newPebbleRig(b)) })
+	b.Run("model", func(b *testing.B) { benchmarkApplyPut(b, newRig(b)) })
+}
+
+func benchmarkApplyPut(b *testing.B, r *rig) {
+	const shards, clients, join, batch = 64, 256, 64, 4
+	r.born(b, epoch, shards)
+	puts := newPutSource(shards, clients)
+	entries := make([]entry, batch)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := 0; i < b.N; i += join * batch {
+		puts.arena.b = puts.arena.b[:0]
+		for e := range entries {
+			entries[e].stamp = epoch + int64(i)/1000
+			entries[e].commands = entries[e].commands[:0]
+			for range join {
+				entries[e].commands = append(entries[e].commands, puts.next())
+			}
+		}
+		r.applyOnly(b, entries)
+		if r.model != nil {
+			r.model.Flush()
+		}
+	}
+}
+
+// putSource encodes numbered puts into memory that it uses again.
+type putSource struct {
+	arena encoder
+	write write
+	seqs  []uint64 // by client and shard
+	n     int
+
+	shards, clients int
+}
+
+func newPutSource(shards, clients int) *putSource {
+	p := &putSource{shards: shards, clients: clients, seqs: make([]uint64, shards*clients)}
+	p.arena.b = make([]byte, 0, 1<<20)
+	p.write.ops = []op{{kind: opPut, key: make([]byte, 16), value: make([]byte, 256)}}
+	return p
+}
+
+func (p *putSource) next() []byte {
+	client := p.n % p.clients
+	shard := p.n * 31 % p.shards
+	seq := &p.seqs[client*p.shards+shard]
+	*seq++
+	p.write.shard = shardmap.ShardID(shard)
+	p.write.session = session{id: sessionID{client: uint64(client + 1), birth: epoch}, seq: *seq, lowest: *seq}
+	binary.BigEndian.PutUint64(p.write.ops[0].key, uint64(p.n*7919%1_000_000))
+	p.n++
+	from := len(p.arena.b)
+	p.arena.byte(commandVersion)
+	p.arena.byte(commandWrite)
+	p.write.encode(&p.arena)
+	return p.arena.b[from:len(p.arena.b):len(p.arena.b)]
 }

@@ -38,20 +38,42 @@ func Digest(r *statestore.Replica, shard shardmap.ShardID) (ShardDigest, error) 
 		return ShardDigest{}, err
 	}
 	d := ShardDigest{Writes: record.writes}
-	for _, kind := range []byte{kindValue, kindAnswer} {
-		space := appendSpace(nil, kind, shard, record.incarnation)
-		it := view.NewIter(space, successor(space))
-		for ok := it.First(); ok; ok = it.Next() {
-			d.add(kind, it.Key()[spaceBytes:], it.Value())
-		}
-		if err := it.Close(); err != nil {
-			return ShardDigest{}, err
-		}
+	space := appendSpace(nil, kindValue, shard, record.incarnation)
+	it := view.NewIter(space, successor(space))
+	for ok := it.First(); ok; ok = it.Next() {
+		d.add(kindValue, it.Key()[spaceBytes:], it.Value())
+	}
+	if err := it.Close(); err != nil {
+		return ShardDigest{}, err
+	}
+	if err := d.addAnswers(view, shard, record.incarnation); err != nil {
+		return ShardDigest{}, err
 	}
 	return d, nil
 }
 
-// add adds a stored key or answer, named without its space.
+// addAnswers adds those that are still waited for, and finds the write count
+// that rides with what lies in the slots. Where an answer lies does not count.
+func (d *ShardDigest) addAnswers(view *statestore.View, shard shardmap.ShardID, inc incarnation) error {
+	lo := appendSpace(nil, kindAnswer, shard, inc)
+	hi := successor(lo)
+	lowest := make(map[sessionID]uint64)
+	err := eachAnswer(view, lo, hi, func(p answerPlace, head answerHead, _ []byte, _ int) {
+		d.Writes = max(d.Writes, head.writes)
+		lowest[p.id] = max(lowest[p.id], head.lowest)
+	})
+	if err != nil {
+		return err
+	}
+	return eachAnswer(view, lo, hi, func(p answerPlace, head answerHead, content []byte, _ int) {
+		if head.seq >= lowest[p.id] {
+			d.add(kindAnswer, binary.BigEndian.AppendUint64(p.id.append(nil), head.seq), content)
+		}
+	})
+}
+
+// add adds a key, named without its space, with its record, or an answer,
+// named by session and number, with its content.
 func (d *ShardDigest) add(kind byte, name, stored []byte) {
 	high, low := digestOf(kind, name, stored)
 	var carry uint64

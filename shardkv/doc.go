@@ -41,10 +41,21 @@
 // one that was not applied.
 //
 // Answers lie in the store as they are, previous values and all, so a retry is
-// told exactly what the first attempt was. In memory stay the small ones; one
-// over 256 bytes is read again if it is asked for. Per session and shard 16,384
-// answers or 64 MiB are kept, per group 262,144 sessions, 2^20 answers or 1 GiB.
-// At a limit new numbers are answered BUSY; nothing is evicted.
+// told exactly what the first attempt was. In memory is only where they lie.
+// Per session and shard 16,384 answers or 64 MiB are kept, per group 262,144
+// sessions, 2^20 answers or 1 GiB. At a limit new numbers are answered BUSY;
+// nothing is evicted.
+//
+// A numbered write costs two changes of the store: the key, and its answer.
+// Answers lie in slots, 0 upwards for each session and shard. An answer that is
+// not waited for any more is not deleted: it is a leftover until its slot, the
+// lowest that is free, is written over. (One over 256 bytes is deleted. So a
+// session leaves at most 4 MiB, and that goes with it.) What is a leftover
+// needs no mark: its number is below the session's lowest, which is the largest
+// in the heads of its answers, as the one that raised it is waited for as long
+// as nothing raises it further. The shard's write count rides with the answers
+// for the same reason; the shard's own record follows only when no answer says
+// it, or when slots are deleted that may have said it.
 //
 // # What is refused
 //
@@ -96,20 +107,23 @@
 // Keys are those within a replica's space of the state store.
 //
 //	'g'                                               the group: born 1 | time v | last incarnation uv
-//	's' shard 4                                       a shard: state 1 | generation uv | incarnation uv | writes uv
+//	's' shard 4                                       a shard: state 1 | generation uv | incarnation uv
+//	                                                  | writes uv (or more: the most in it and in the shard's slots)
 //	'k' shard 4 | incarnation 8 | key                 a key: version 8 | expiry 8 (unix ms, 0 never) | value
 //	'e' expiry 8 | shard 4 | incarnation 8 | key      (empty) look at that key when group time gets there
-//	'a' shard 4 | incarnation 8 | client 8 | birth 8 | seq 8    an answer
+//	'a' shard 4 | incarnation 8 | client 8 | birth 8 | slot 2   an answer, or what is left of one
 //
 // An entry of the expiry index may be out of date: what counts is the expiry in
 // the key's own record. So a write need not read what it replaces.
 //
-//	answer   lowest uv (of the session by then) | flags 1 (1 compared, 2 closed)
+//	answer   writes uv (of the shard by then) | seq uv | lowest uv (of the session by then)
+//	         | flags 1 (1 compared, 2 closed)
 //	         closed: message bytes
 //	         else count uv, and count times
 //	         status 1 | flags 1 (1 existed) | value bytes | version uv | number v
 //	         | expiry v | count uv | pairs uv, each key bytes | value bytes | version uv
 //	         | expiry v | next bytes
 //
-// [Digest] tells whether two copies of a shard are the same.
+// [Digest] tells whether two copies of a shard are the same: in which slots
+// answers lie, and what is left of others, does not count.
 package shardkv

@@ -19,7 +19,7 @@ const (
 type effects struct {
 	shardView
 	batch   *statestore.Batch
-	record  *shardRecord
+	held    *heldShard
 	soonest int64 // the earliest expiry set, 0: none
 }
 
@@ -57,8 +57,8 @@ func (x *effects) do(o *op) (result, error) {
 
 // version counts a write and is the version of what it writes.
 func (x *effects) version() uint64 {
-	x.record.writes++
-	return x.record.writes
+	x.held.writes++
+	return x.held.writes
 }
 
 // set stores a key, and notes when it expires.

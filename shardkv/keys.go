@@ -19,7 +19,7 @@ const (
 	spaceBytes  = kindBytes + shardBytes + incBytes // of a shard's keys or answers
 	timeBytes   = 8
 	clientBytes = 16
-	seqBytes    = 8
+	slotBytes   = 2
 )
 
 // incarnation tells the copies of a shard apart that a group takes one after
@@ -45,21 +45,30 @@ func valueKey(shard shardmap.ShardID, inc incarnation, key []byte) []byte {
 	return append(appendSpace(b, kindValue, shard, inc), key...)
 }
 
-func answerKey(shard shardmap.ShardID, inc incarnation, id sessionID, seq uint64) []byte {
-	b := appendSpace(make([]byte, 0, spaceBytes+clientBytes+seqBytes), kindAnswer, shard, inc)
-	b = id.append(b)
-	return binary.BigEndian.AppendUint64(b, seq)
+// answerPlace is where an answer lies.
+type answerPlace struct {
+	shard shardmap.ShardID
+	inc   incarnation
+	id    sessionID
+	slot  slot
 }
 
-// splitAnswerKey is the reverse, the incarnation aside.
-func splitAnswerKey(b []byte) (shard shardmap.ShardID, id sessionID, seq uint64, ok bool) {
-	if len(b) != spaceBytes+clientBytes+seqBytes {
-		return 0, sessionID{}, 0, false
+func (p answerPlace) append(to []byte) []byte {
+	to = p.id.append(appendSpace(to, kindAnswer, p.shard, p.inc))
+	return binary.BigEndian.AppendUint16(to, uint16(p.slot))
+}
+
+// splitAnswerKey is the reverse.
+func splitAnswerKey(b []byte) (p answerPlace, ok bool) {
+	if len(b) != spaceBytes+clientBytes+slotBytes {
+		return answerPlace{}, false
 	}
-	shard = shardmap.ShardID(binary.BigEndian.Uint32(b[kindBytes:]))
-	id.client = binary.BigEndian.Uint64(b[spaceBytes:])
-	id.birth = int64(binary.BigEndian.Uint64(b[spaceBytes+8:]))
-	return shard, id, binary.BigEndian.Uint64(b[spaceBytes+clientBytes:]), true
+	p.shard = shardmap.ShardID(binary.BigEndian.Uint32(b[kindBytes:]))
+	p.inc = incarnation(binary.BigEndian.Uint64(b[kindBytes+shardBytes:]))
+	p.id.client = binary.BigEndian.Uint64(b[spaceBytes:])
+	p.id.birth = int64(binary.BigEndian.Uint64(b[spaceBytes+8:]))
+	p.slot = slot(binary.BigEndian.Uint16(b[spaceBytes+clientBytes:]))
+	return p, true
 }
 
 // sessionSpan holds all answers of one session.

@@ -24,11 +24,13 @@ const expiredAtOnce = 256
 type Machine struct {
 	group    raft.GroupID
 	state    groupRecord
-	shards   map[shardmap.ShardID]*shardRecord
+	stored   groupRecord // state as it is in the store, or will be with the batch
+	shards   map[shardmap.ShardID]*heldShard
+	dirty    []*heldShard // whose records go into the batch
 	sessions *sessions
 	due      int64 // no key expires before this; MaxInt64: none does
 
-	touched map[shardmap.ShardID]*shardRecord // by the entry being applied
+	key []byte // scratch
 
 	born    atomic.Bool  // as committed
 	nextDue atomic.Int64 // when group time should go on: the next expiry or end of a session; MaxInt64: never
@@ -40,10 +42,9 @@ var _ multiraft.StateMachine = (*Machine)(nil)
 func NewMachine(group raft.GroupID) *Machine {
 	m := &Machine{
 		group:    group,
-		shards:   make(map[shardmap.ShardID]*shardRecord),
+		shards:   make(map[shardmap.ShardID]*heldShard),
 		sessions: newSessions(),
 		due:      math.MaxInt64,
-		touched:  make(map[shardmap.ShardID]*shardRecord),
 	}
 	m.nextDue.Store(math.MaxInt64)
 	return m
@@ -64,6 +65,7 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 			return fmt.Errorf("group %d: its record is %w", m.group, err)
 		}
 	}
+	m.stored = m.state
 	if err := m.restoreShards(view); err != nil {
 		return fmt.Errorf("group %d: shards: %w", m.group, err)
 	}
@@ -79,7 +81,10 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 
 func (m *Machine) restoreShards(view *statestore.View) error {
 	clear(m.shards)
-	return eachShard(view, func(id shardmap.ShardID, record shardRecord) { m.shards[id] = &record })
+	m.dirty = nil
+	return eachShard(view, func(id shardmap.ShardID, record shardRecord) {
+		m.shards[id] = &heldShard{shardRecord: record, id: id, saved: record.writes}
+	})
 }
 
 // eachShard visits the shards that a group knows, ascending.
@@ -96,24 +101,27 @@ func eachShard(view *statestore.View, visit func(shardmap.ShardID, shardRecord))
 	return it.Close()
 }
 
+// restoreSessions finds what the slots of the shards' present copies hold, and
+// the write counts that ride there.
 func (m *Machine) restoreSessions(view *statestore.View) error {
 	m.sessions = newSessions()
-	it := view.NewIter([]byte{kindAnswer}, []byte{kindAnswer + 1})
-	defer it.Close()
-	for ok := it.First(); ok; ok = it.Next() {
-		key, id, seq, good := splitAnswerKey(it.Key())
-		if !good {
-			return errMalformed
+	err := eachAnswer(view, []byte{kindAnswer}, []byte{kindAnswer + 1}, func(p answerPlace, head answerHead, _ []byte, size int) {
+		sh := m.shards[p.shard]
+		if sh == nil || sh.incarnation != p.inc {
+			return
 		}
-		_, lowest, err := decodeAnswer(it.Value())
-		if err != nil {
-			return err
-		}
-		s := m.sessions.open(sessionKey{key, id})
-		s.lowest = max(s.lowest, lowest)
-		m.sessions.add(s, seq, bytes.Clone(it.Value()))
+		sh.writes = max(sh.writes, head.writes)
+		s := m.sessions.open(sessionKey{p.shard, p.id})
+		s.lowest = max(s.lowest, head.lowest)
+		s.queue = append(s.queue, kept{seq: head.seq, size: size, slot: p.slot})
+	})
+	if err != nil {
+		return err
 	}
-	return it.Error()
+	for _, s := range m.sessions.byKey {
+		m.sessions.sift(s)
+	}
+	return nil
 }
 
 // firstExpiry is the first time in the expiry index.
@@ -146,8 +154,6 @@ func (m *Machine) Committed(raft.Index) { m.publish() }
 // Apply applies one entry; see multiraft.StateMachine. An error means that the
 // entry is not understood or the store is damaged: the node must stop.
 func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any) error {
-	before := m.state
-	clear(m.touched)
 	m.state.time = max(m.state.time, e.Stamp)
 	if err := m.removeExpired(b); err != nil {
 		return err
@@ -164,13 +170,24 @@ func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any)
 		}
 		results[i] = a
 	}
-	for shard, record := range m.touched {
-		b.Set(shardKey(shard), record.encode())
-	}
-	if m.state != before {
-		b.Set(groupKey(), m.state.encode())
-	}
 	return nil
+}
+
+// Finish puts the records into the batch that have changed: the group's, whose
+// time has moved with the entries, and those of shards; see
+// multiraft.StateMachine.
+func (m *Machine) Finish(b *statestore.Batch) {
+	for _, sh := range m.dirty {
+		sh.dirty = false
+		record := sh.shardRecord
+		record.writes = sh.saved // behind it came writes that answers carry; how entries are batched must not show
+		b.Set(shardKey(sh.id), record.encode())
+	}
+	m.dirty = m.dirty[:0]
+	if m.state != m.stored {
+		b.Set(groupKey(), m.state.encode())
+		m.stored = m.state
+	}
 }
 
 func (m *Machine) applyCommand(b *statestore.Batch, c command) (*answer, error) {
@@ -198,43 +215,54 @@ func (m *Machine) applyBirth(c *birth) *answer {
 	m.state.born = true
 	for _, shard := range c.shards {
 		m.state.lastIncarnation++
-		record := &shardRecord{state: shardOwned, generation: c.generation, incarnation: m.state.lastIncarnation}
-		m.shards[shard], m.touched[shard] = record, record
+		sh := &heldShard{id: shard, shardRecord: shardRecord{state: shardOwned, generation: c.generation, incarnation: m.state.lastIncarnation}}
+		m.shards[shard] = sh
+		m.save(sh)
 	}
 	return new(answer)
 }
 
-// owned is the record of a shard that is served here; nil and a refusal if it
-// is not.
-func (m *Machine) owned(shard shardmap.ShardID) (*shardRecord, *answer) {
+// save has the shard's record hold its write count as it is now.
+func (m *Machine) save(sh *heldShard) {
+	sh.saved = sh.writes
+	if !sh.dirty {
+		sh.dirty = true
+		m.dirty = append(m.dirty, sh)
+	}
+}
+
+// owned is a shard that is served here; nil and a refusal if it is not.
+func (m *Machine) owned(shard shardmap.ShardID) (*heldShard, *answer) {
 	if !m.state.born {
 		return nil, refusal(flotillav1.Code_UNAVAILABLE, "the group does not know its shards yet")
 	}
-	record := m.shards[shard]
-	if record == nil || !record.state.serves() {
+	sh := m.shards[shard]
+	if sh == nil || !sh.state.serves() {
 		return nil, refusal(flotillav1.Code_MOVED, fmt.Sprintf("group %d does not serve shard %d", m.group, shard))
 	}
-	return record, nil
+	return sh, nil
 }
 
 // applyWrite carries out a write, unless its number has been answered before.
 func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
-	record, refused := m.owned(w.shard)
+	sh, refused := m.owned(w.shard)
 	if refused != nil {
 		return refused, nil
 	}
 	if w.session.seq == 0 {
-		return m.effect(b, w, record)
+		return m.applyPlain(b, w, sh)
 	}
 	if a := m.checkSession(w.session.id); a != nil {
 		return a, nil
 	}
-	n := number{shard: w.shard, inc: record.incarnation, id: w.session.id, seq: w.session.seq, lowest: w.session.lowest}
+	// No number acknowledges itself. The door refuses that; here it only must
+	// not be recorded, or a restart would take the answer for a leftover.
+	n := number{shard: sh, id: w.session.id, seq: w.session.seq, lowest: min(w.session.lowest, w.session.seq)}
 	s, a, err := m.open(b, n)
 	if s == nil {
 		return a, err
 	}
-	if a, err = m.effect(b, w, record); err != nil {
+	if a, err = m.effect(b, w, sh); err != nil {
 		return nil, err
 	}
 	kept := a
@@ -245,22 +273,39 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	return a, nil
 }
 
-// number is a session's number in one shard.
-type number struct {
-	shard  shardmap.ShardID
-	inc    incarnation
-	id     sessionID
-	seq    uint64
-	lowest uint64 // the lowest number that is still waited for
+// applyPlain carries out a write without a number. No answer carries the write
+// count, so the shard's record does.
+func (m *Machine) applyPlain(b *statestore.Batch, w *write, sh *heldShard) (*answer, error) {
+	before := sh.writes
+	a, err := m.effect(b, w, sh)
+	if sh.writes != before {
+		m.save(sh)
+	}
+	return a, err
 }
 
-func (n number) answerKey(seq uint64) []byte { return answerKey(n.shard, n.inc, n.id, seq) }
+// number is a session's number in one shard.
+type number struct {
+	shard  *heldShard
+	id     sessionID
+	seq    uint64
+	lowest uint64 // the lowest number that is still waited for; at most seq
+}
+
+// session names the session in the table.
+func (n number) session() sessionKey { return sessionKey{n.shard.id, n.id} }
+
+// answerKey is where the answer in a slot lies. It lives until the next.
+func (m *Machine) answerKey(n number, s slot) []byte {
+	m.key = answerPlace{shard: n.shard.id, inc: n.shard.incarnation, id: n.id, slot: s}.append(m.key[:0])
+	return m.key
+}
 
 // open finds the session of a number that was never answered, making it if it
 // is new. Without a session the answer says why: it is the one of an earlier
 // attempt, or a refusal.
 func (m *Machine) open(b *statestore.Batch, n number) (*sessionState, *answer, error) {
-	s := m.sessions.get(sessionKey{n.shard, n.id})
+	s := m.sessions.get(n.session())
 	if s != nil {
 		if k, known := s.find(n.seq); known {
 			a, err := m.recorded(b, n, k)
@@ -276,24 +321,27 @@ func (m *Machine) open(b *statestore.Batch, n number) (*sessionState, *answer, e
 	if why := m.sessions.full(s, n.lowest); why != "" {
 		return nil, refusal(flotillav1.Code_BUSY, why), nil
 	}
-	return m.sessions.open(sessionKey{n.shard, n.id}), nil, nil
+	if s == nil {
+		s = m.sessions.open(n.session())
+	}
+	return s, nil, nil
 }
 
 // recorded is the answer of an earlier attempt.
 func (m *Machine) recorded(b *statestore.Batch, n number, k kept) (*answer, error) {
-	encoded := k.encoded
-	if encoded == nil {
-		var ok bool
-		var err error
-		if encoded, ok, err = b.Get(n.answerKey(n.seq)); err != nil {
-			return nil, err
-		} else if !ok {
-			return nil, fmt.Errorf("shard %d: the answer to write %d of session %x is gone", n.shard, n.seq, n.id.client)
-		}
-	}
-	a, _, err := decodeAnswer(encoded)
+	encoded, ok, err := b.Get(m.answerKey(n, k.slot))
 	if err != nil {
 		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("shard %d: the answer to write %d of session %x is gone", n.shard.id, n.seq, n.id.client)
+	}
+	a, head, err := decodeAnswer(encoded)
+	if err != nil {
+		return nil, err
+	}
+	if head.seq != n.seq {
+		return nil, fmt.Errorf("shard %d: slot %d of session %x holds the answer to write %d, not %d", n.shard.id, k.slot, n.id.client, head.seq, n.seq)
 	}
 	if a.outcome == flotillav1.OutcomeState_NOT_APPLIED {
 		a = refusal(flotillav1.Code_INVALID, a.message)
@@ -314,13 +362,12 @@ func (m *Machine) checkSession(id sessionID) *answer {
 }
 
 // effect evaluates the compares and carries out the branch.
-func (m *Machine) effect(b *statestore.Batch, w *write, record *shardRecord) (*answer, error) {
+func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer, error) {
 	x := effects{
-		shardView: shardView{view: batchView{b}, shard: w.shard, inc: record.incarnation, time: m.state.time},
+		shardView: shardView{view: batchView{b}, shard: w.shard, inc: sh.incarnation, time: m.state.time},
 		batch:     b,
-		record:    record,
+		held:      sh,
 	}
-	m.touched[w.shard] = record
 	a := &answer{compared: true}
 	for _, c := range w.compares {
 		holds, _, err := x.holds(c)
@@ -350,20 +397,27 @@ func (m *Machine) effect(b *statestore.Batch, w *write, record *shardRecord) (*a
 	return a, err
 }
 
-// record keeps the answer under its number and drops those that are not waited
-// for any more.
+// record keeps the answer in the lowest slot that is free, and with it the
+// shard's write count. Those that are not waited for any more free theirs: small
+// ones lie there until they are written over, large ones are deleted. What a
+// deleted one says of the write count, the new one says too.
 func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answer) {
-	for _, gone := range m.sessions.raise(s, n.lowest) {
-		b.Delete(n.answerKey(gone.seq))
+	gone := m.sessions.raise(s, n.lowest)
+	free := s.slots.lowestFree()
+	for _, g := range gone {
+		if g.size > leftoverBytesMax && g.slot != free {
+			b.Delete(m.answerKey(n, g.slot))
+		}
 	}
-	encoded := a.encode(s.lowest)
-	m.sessions.add(s, n.seq, encoded)
-	b.Set(n.answerKey(n.seq), encoded)
+	var e encoder
+	a.encode(&e, answerHead{writes: n.shard.writes, seq: n.seq, lowest: s.lowest})
+	m.sessions.add(s, kept{seq: n.seq, size: len(e.b), slot: free})
+	b.Set(m.answerKey(n, free), e.b)
 }
 
 // applyOutcome says what became of a number and closes it.
 func (m *Machine) applyOutcome(b *statestore.Batch, c *outcome) (*answer, error) {
-	record, refused := m.owned(c.shard)
+	sh, refused := m.owned(c.shard)
 	if refused != nil {
 		return refused, nil
 	}
@@ -373,7 +427,7 @@ func (m *Machine) applyOutcome(b *statestore.Batch, c *outcome) (*answer, error)
 	if a := m.checkSession(c.id); a != nil {
 		return a, nil
 	}
-	n := number{shard: c.shard, inc: record.incarnation, id: c.id, seq: c.seq}
+	n := number{shard: sh, id: c.id, seq: c.seq}
 	s, a, err := m.open(b, n)
 	switch {
 	case err != nil:
@@ -440,15 +494,19 @@ func (m *Machine) removeIfExpired(b *statestore.Batch, index []byte) error {
 	return nil
 }
 
-// endSessions forgets sessions that the group's time has passed.
+// endSessions forgets sessions that the group's time has passed. Write counts
+// that may be recorded nowhere else go into the shards' records.
 func (m *Machine) endSessions(b *statestore.Batch) {
 	for range sessionEndsAtOnce {
 		key, ended := m.sessions.endOne(m.state.time)
 		if !ended {
 			return
 		}
-		if record := m.shards[key.shard]; record != nil {
-			b.DeleteRange(sessionSpan(key.shard, record.incarnation, key.id))
+		if sh := m.shards[key.shard]; sh != nil {
+			b.DeleteRange(sessionSpan(key.shard, sh.incarnation, key.id))
+			if sh.saved != sh.writes {
+				m.save(sh)
+			}
 		}
 	}
 }

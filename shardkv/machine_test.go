@@ -253,6 +253,26 @@ func TestASnapshotReplacesEverything(t *testing.T) {
 	}
 }
 
+// TestTheGroupsTimeIsStored also where the machine, but not the store, has
+// been there before: a snapshot has set the store back.
+func TestTheGroupsTimeIsStored(t *testing.T) {
+	other, r := newRig(t), newRig(t)
+	other.born(t, epoch, 1)
+	r.born(t, epoch, 1)
+	r.one(t, epoch+5, timeOnly{})
+	kept := r.machine
+	other.copyTo(t, r)
+	if err := kept.Restored(r.replica); err != nil {
+		t.Fatal(err)
+	}
+	r.machine = kept
+	r.one(t, epoch+5, timeOnly{})
+	r.restart(t)
+	if r.machine.state.time != epoch+5 {
+		t.Fatalf("the group's time is %d", r.machine.state.time-epoch)
+	}
+}
+
 func TestEdgesOfExpiry(t *testing.T) {
 	r := newRig(t)
 	r.born(t, epoch, 1)

@@ -1,6 +1,10 @@
 package shardkv
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
 
 // record is a key as it is stored. A key is absent when it is not stored, or
 // when its expiry is not after the group's time.
@@ -65,7 +69,19 @@ type shardRecord struct {
 	state       shardState
 	generation  uint64
 	incarnation incarnation
-	writes      uint64 // how many writes the shard has had: the last version given
+	writes      uint64 // how many writes the shard has had: the last version given. Stored, it may lag behind, see heldShard
+}
+
+// heldShard is a shard as the machine holds it. Its write count rides with the
+// answers that are recorded, so the shard's stored record need not follow each
+// write: the count is the largest in it and in all that lies in the slots of
+// the shard's answers. The record catches up when the count moves and no answer
+// carries it, and when slots that may carry it are deleted.
+type heldShard struct {
+	shardRecord
+	id    shardmap.ShardID
+	saved uint64 // the count in the stored record, or in the one the batch will hold
+	dirty bool   // the record goes into the batch
 }
 
 func (r shardRecord) encode() []byte {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -23,6 +24,9 @@ type rig struct {
 	replica *statestore.Replica
 	machine *Machine
 	index   raft.Index
+	results []any // scratch
+	waited  bool  // somebody waits for what is applied
+	changes int   // of the last batch
 }
 
 const rigGroup raft.GroupID = 7
@@ -35,7 +39,7 @@ type fataler interface {
 
 func newRig(t fataler) *rig {
 	model := statestore.NewModel()
-	r := &rig{model: model, store: statestore.OpenModel(model, nil)}
+	r := &rig{waited: true, model: model, store: statestore.OpenModel(model, nil)}
 	r.open(t)
 	return r
 }
@@ -52,7 +56,7 @@ func newPebbleRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	r := &rig{store: store}
+	r := &rig{waited: true, store: store}
 	r.open(t)
 	return r
 }
@@ -72,6 +76,32 @@ func (r *rig) restart(t fataler) {
 	}
 }
 
+// crash loses what was committed but for the first n batches that are not
+// flushed; the rig stands where that leads to.
+func (r *rig) crash(t fataler, n int) {
+	t.Helper()
+	r.model.FlushSome(n)
+	r.model.Crash()
+	r.store = statestore.OpenModel(r.model, nil)
+	r.open(t)
+	var err error
+	if r.index, _, _, err = r.replica.Applied(); err != nil {
+		t.Fatalf("applied: %v", err)
+	}
+}
+
+// digests are those of the shards that tests use.
+func (r *rig) digests(t fataler) (all [10]ShardDigest) {
+	t.Helper()
+	for shard := range all {
+		var err error
+		if all[shard], err = Digest(r.replica, shardmap.ShardID(shard)); err != nil {
+			t.Fatalf("digest of shard %d: %v", shard, err)
+		}
+	}
+	return all
+}
+
 // entry is what the log holds: commands that were joined, and their stamp.
 type entry struct {
 	stamp    int64
@@ -89,24 +119,40 @@ func newEntry(stamp int64, commands ...command) entry {
 // apply applies entries as one batch and returns the answers of all commands.
 func (r *rig) apply(t fataler, entries ...entry) (answers []*answer) {
 	t.Helper()
+	results := r.applyOnly(t, entries)
+	for _, result := range results {
+		a, _ := result.(*answer)
+		answers = append(answers, a)
+	}
+	return answers
+}
+
+// applyOnly is apply without a look at the results, which live until the next.
+func (r *rig) applyOnly(t fataler, entries []entry) []any {
 	b := r.replica.NewBatch()
+	n := 0
+	for _, e := range entries {
+		n += len(e.commands)
+	}
+	clear(r.results)
+	r.results = slices.Grow(r.results[:0], n)[:n]
+	rest := r.results
 	for _, e := range entries {
 		r.index++
-		results := make([]any, len(e.commands))
-		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: true}, results)
+		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: r.waited}, rest[:len(e.commands)])
 		if err != nil {
 			t.Fatalf("entry %d: %v", r.index, err)
 		}
-		for _, result := range results {
-			answers = append(answers, result.(*answer))
-		}
+		rest = rest[len(e.commands):]
 	}
+	r.machine.Finish(b)
 	b.SetApplied(r.index, 1, raft.Membership{})
+	r.changes = b.Changes()
 	if err := b.Commit(); err != nil {
 		t.Fatalf("commit through %d: %v", r.index, err)
 	}
 	r.machine.Committed(r.index)
-	return answers
+	return r.results
 }
 
 // one applies a single command at a stamp.

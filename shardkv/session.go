@@ -5,10 +5,9 @@ import (
 	"container/heap"
 	"encoding/binary"
 	"fmt"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 	"slices"
 	"time"
-
-	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
 // Sessions live for sessionLife of group time from their birth. A birth that
@@ -21,13 +20,13 @@ const (
 // Limits of the session table. Past them a new number is answered "busy": what
 // was promised to be remembered is not forgotten to make room.
 const (
-	sessionsMax         = 262_144  // of a group, counted for each shard they write to
-	answersMax          = 1 << 20  // kept for all sessions of a group
-	answersBytesMax     = 1 << 30  // likewise, in the store
-	sessionAnswersMax   = 16_384   // kept for one session in one shard
-	sessionBytesMax     = 64 << 20 // likewise, in the store
-	answerInMemoryBytes = 256      // a larger one is read from the store if it is asked for again
-	sessionEndsAtOnce   = 256      // that one entry removes; the rest goes with the next
+	sessionsMax       = 262_144  // of a group, counted for each shard they write to
+	answersMax        = 1 << 20  // kept for all sessions of a group
+	answersBytesMax   = 1 << 30  // likewise, in the store
+	sessionAnswersMax = 16_384   // kept for one session in one shard
+	sessionBytesMax   = 64 << 20 // likewise, in the store
+	leftoverBytesMax  = 256      // an answer up to this may lie in its slot when it is not waited for any more
+	sessionEndsAtOnce = 256      // that one entry removes; the rest goes with the next
 )
 
 // sessionID is who writes: a random number and when it was made.
@@ -58,26 +57,33 @@ type sessionKey struct {
 	id    sessionID
 }
 
-// kept is one answer that a client may still ask for again.
+// kept is one answer that a client may still ask for again; it lies in the
+// store.
 type kept struct {
-	seq     uint64
-	size    int    // of the encoded answer
-	encoded []byte // nil: it is in the store only
+	seq  uint64
+	size int // as it is stored
+	slot slot
 }
 
 // sessionState mirrors what the store holds of a session.
 type sessionState struct {
-	lowest  uint64 // numbers below it are answered no more
-	answers []kept // ascending by seq
-	bytes   int    // of all answers, encoded
+	lowest uint64 // numbers below it are answered no more
+	queue  []kept // ascending by seq; what is before head is gone
+	head   int
+	slots  slotSet // of the answers
+	bytes  int     // of all answers
 }
+
+// answers are those that are still waited for, ascending.
+func (s *sessionState) answers() []kept { return s.queue[s.head:] }
 
 // place is where seq is, or would be, among the answers.
 func (s *sessionState) place(seq uint64) (i int, found bool) {
-	if n := len(s.answers); n > 0 && s.answers[n-1].seq < seq { // as mostly
+	answers := s.answers()
+	if n := len(answers); n == 0 || answers[n-1].seq < seq { // as mostly
 		return n, false
 	}
-	return slices.BinarySearchFunc(s.answers, seq, func(k kept, seq uint64) int { return cmp.Compare(k.seq, seq) })
+	return slices.BinarySearchFunc(answers, seq, func(k kept, seq uint64) int { return cmp.Compare(k.seq, seq) })
 }
 
 func (s *sessionState) find(seq uint64) (kept, bool) {
@@ -85,7 +91,21 @@ func (s *sessionState) find(seq uint64) (kept, bool) {
 	if !found {
 		return kept{}, false
 	}
-	return s.answers[i], true
+	return s.answers()[i], true
+}
+
+// insert puts an answer in its place. When half the queue is gone it moves to
+// the front, so that neither end costs more than a few copies an answer.
+func (s *sessionState) insert(k kept) {
+	if s.head > 0 && s.head >= len(s.answers()) {
+		s.queue = s.queue[:copy(s.queue, s.answers())]
+		s.head = 0
+	}
+	i, found := s.place(k.seq)
+	if found || k.seq < s.lowest {
+		panic(fmt.Sprintf("answer %d of a session whose lowest is %d, there already: %v", k.seq, s.lowest, found))
+	}
+	s.queue = slices.Insert(s.queue, s.head+i, k)
 }
 
 // sessions is the table of a group, over all its shards.
@@ -109,15 +129,16 @@ func (t *sessions) full(s *sessionState, lowest uint64) string {
 		}
 		s = new(sessionState)
 	}
+	answers := s.answers()
 	goes, goesBytes := 0, 0
-	if len(s.answers) >= sessionAnswersMax || s.bytes >= sessionBytesMax || t.answers >= answersMax || t.bytes >= answersBytesMax {
-		for goes < len(s.answers) && s.answers[goes].seq < lowest {
-			goesBytes += s.answers[goes].size
+	if len(answers) >= sessionAnswersMax || s.bytes >= sessionBytesMax || t.answers >= answersMax || t.bytes >= answersBytesMax {
+		for goes < len(answers) && answers[goes].seq < lowest {
+			goesBytes += answers[goes].size
 			goes++
 		}
 	}
 	switch {
-	case len(s.answers)-goes >= sessionAnswersMax || s.bytes-goesBytes >= sessionBytesMax:
+	case len(answers)-goes >= sessionAnswersMax || s.bytes-goesBytes >= sessionBytesMax:
 		return "the session has too many unacknowledged answers"
 	case t.answers-goes >= answersMax || t.bytes-goesBytes >= answersBytesMax:
 		return "the group keeps too many unacknowledged answers"
@@ -136,34 +157,32 @@ func (t *sessions) open(key sessionKey) *sessionState {
 	return s
 }
 
-// add keeps an answer that s does not have. encoded must not change any more.
-func (t *sessions) add(s *sessionState, seq uint64, encoded []byte) {
-	k := kept{seq: seq, size: len(encoded)}
-	if len(encoded) <= answerInMemoryBytes {
-		k.encoded = encoded
-	}
-	i, _ := s.place(seq)
-	s.answers = slices.Insert(s.answers, i, k)
+// add keeps an answer that s does not have, in a slot that is free.
+func (t *sessions) add(s *sessionState, k kept) {
+	s.slots.take(k.slot)
+	s.insert(k)
 	s.bytes += k.size
 	t.answers++
 	t.bytes += k.size
 }
 
 // raise moves lowest up and returns the answers that are not waited for any
-// more: they are no longer in s.
+// more: they are no longer in s, and their slots are free. They may be looked
+// at until the next add.
 func (t *sessions) raise(s *sessionState, lowest uint64) (gone []kept) {
 	if lowest <= s.lowest {
 		return nil
 	}
 	s.lowest = lowest
+	answers := s.answers()
 	n := 0
-	for n < len(s.answers) && s.answers[n].seq < lowest {
+	for n < len(answers) && answers[n].seq < lowest {
+		s.slots.free(answers[n].slot)
 		n++
 	}
-	gone = slices.Clone(s.answers[:n])
-	s.answers = slices.Delete(s.answers, 0, n)
-	t.drop(s, gone)
-	return gone
+	s.head += n
+	t.drop(s, answers[:n])
+	return answers[:n]
 }
 
 // drop no longer counts answers of s.
@@ -173,6 +192,19 @@ func (t *sessions) drop(s *sessionState, gone []kept) {
 		t.bytes -= gone[i].size
 	}
 	t.answers -= len(gone)
+}
+
+// sift drops what of s's queue, as found in the store, is not waited for any
+// more, and puts the rest in order.
+func (t *sessions) sift(s *sessionState) {
+	found := s.queue
+	s.queue = nil
+	slices.SortFunc(found, func(a, b kept) int { return cmp.Compare(a.seq, b.seq) })
+	for _, k := range found {
+		if k.seq >= s.lowest {
+			t.add(s, k)
+		}
+	}
 }
 
 // nextEnd is when the first session ends; false: there is none.
@@ -190,7 +222,7 @@ func (t *sessions) endOne(time int64) (sessionKey, bool) {
 	}
 	key := heap.Pop(&t.ends).(sessionKey)
 	s := t.byKey[key]
-	t.drop(s, s.answers)
+	t.drop(s, s.answers())
 	delete(t.byKey, key)
 	return key, true
 }

@@ -54,11 +54,6 @@ func TestALargeAnswerIsKept(t *testing.T) {
 		if string(a.results[0].value) != large || a.replayed != (i > 0) {
 			t.Fatalf("attempt %d: %d bytes, replayed %v", i, len(a.results[0].value), a.replayed)
 		}
-		for _, s := range r.machine.sessions.byKey {
-			if s.answers[0].encoded != nil {
-				t.Fatal("the large answer is held in memory")
-			}
-		}
 		r.restart(t)
 	}
 }

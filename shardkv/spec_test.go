@@ -106,7 +106,7 @@ func (s *spec) write(w *write) *answer {
 		return &again
 	}
 	a := s.branch(sh, w)
-	session.lowest = max(session.lowest, w.session.lowest)
+	session.lowest = max(session.lowest, min(w.session.lowest, w.session.seq))
 	session.answers[w.session.seq] = a
 	return a
 }

@@ -17,8 +17,11 @@ const countedKeysMax = 200_000
 // counts remembers how much was in each shard when it had had so many writes:
 // a listing counts only what has changed.
 type counts struct {
-	mu      sync.Mutex // guards byShard; held across a count, which only listings want
+	mu      sync.Mutex // guards all below; held across a count, which only listings want
 	byShard map[shardmap.ShardID]count
+
+	applied raft.Index // what writes was read at
+	writes  map[shardmap.ShardID]uint64
 }
 
 type count struct {
@@ -44,9 +47,14 @@ func (s *Server) ShardStatuses(id raft.GroupID) []*flotillav1.ShardStatus {
 		return nil
 	}
 	defer view.Close()
+	if err := g.counts.readWrites(view); err != nil {
+		s.logger.Error("the write counts of a group cannot be read", "group", id, "error", err)
+		return nil
+	}
 	var all []*flotillav1.ShardStatus
 	budget := countedKeysMax
 	err = eachShard(view, func(shard shardmap.ShardID, record shardRecord) {
+		record.writes = g.counts.writes[shard]
 		known, counted := g.counts.byShard[shard]
 		if (!counted || known.writes != record.writes) && budget > 0 {
 			if now, err := countShard(view, shard, record, &budget); err == nil {
@@ -64,6 +72,32 @@ func (s *Server) ShardStatuses(id raft.GroupID) []*flotillav1.ShardStatus {
 		s.logger.Error("the shards of a group cannot be listed", "group", id, "error", err)
 	}
 	return all
+}
+
+// readWrites reads how many writes each shard has had, unless nothing has been
+// applied since it was read.
+func (c *counts) readWrites(view *statestore.View) error {
+	applied, _, _, err := view.Applied()
+	if err != nil || c.writes != nil && applied == c.applied {
+		return err
+	}
+	writes := make(map[shardmap.ShardID]uint64)
+	incs := make(map[shardmap.ShardID]incarnation)
+	err = eachShard(view, func(shard shardmap.ShardID, record shardRecord) {
+		writes[shard], incs[shard] = record.writes, record.incarnation
+	})
+	if err != nil {
+		return err
+	}
+	err = eachAnswer(view, []byte{kindAnswer}, []byte{kindAnswer + 1}, func(p answerPlace, head answerHead, _ []byte, _ int) {
+		if p.inc == incs[p.shard] {
+			writes[p.shard] = max(writes[p.shard], head.writes)
+		}
+	})
+	if err == nil {
+		c.applied, c.writes = applied, writes
+	}
+	return err
 }
 
 // countShard counts a shard's keys, and takes them from the budget.

@@ -21,6 +21,7 @@ func (sink) Apply(b *statestore.Batch, e Applied, results []any) error {
 	}
 	return nil
 }
+func (sink) Finish(*statestore.Batch)           {}
 func (sink) Restored(*statestore.Replica) error { return nil }
 func (sink) Committed(raft.Index)               {}
 

@@ -63,6 +63,12 @@ func (m *lockedTally) Apply(b *statestore.Batch, e Applied, results []any) error
 	return m.tally.Apply(b, e, results)
 }
 
+func (m *lockedTally) Finish(b *statestore.Batch) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tally.Finish(b)
+}
+
 func (m *lockedTally) Restored(r *statestore.Replica) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

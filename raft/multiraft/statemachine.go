@@ -17,6 +17,10 @@ type StateMachine interface {
 	// results has one slot for each command. An error stops the node: the state
 	// machine met something that it must not skip.
 	Apply(b *statestore.Batch, e Applied, results []any) error
+	// Finish is called once for each batch, when all its entries are applied
+	// and before it is committed: what every entry changes is put into b once.
+	// How entries are batched must not show in the state.
+	Finish(b *statestore.Batch)
 	// Restored is called after the start and after a snapshot was installed:
 	// what is kept in memory is built anew from r.
 	Restored(r *statestore.Replica) error
@@ -65,6 +69,7 @@ func (r *replica) applyEntries(entries []raft.Entry, s *applyScratch) error {
 			return fmt.Errorf("entry %d of term %d: %w", entries[i].Index, entries[i].Term, err)
 		}
 	}
+	r.machine.Finish(b)
 	last := &entries[len(entries)-1]
 	b.SetApplied(last.Index, last.Term, r.appliedMembership)
 	if err := b.Commit(); err != nil {

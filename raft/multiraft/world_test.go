@@ -63,10 +63,14 @@ func (m *tally) Apply(b *statestore.Batch, e Applied, results []any) error {
 		}
 		results[i] = m.count
 	}
+	return nil
+}
+
+// Finish keeps the tally: it is there after a restart only if this is called.
+func (m *tally) Finish(b *statestore.Batch) {
 	v := binary.BigEndian.AppendUint64(nil, m.count)
 	v = binary.BigEndian.AppendUint64(v, m.hash)
 	b.Set([]byte("tally"), binary.BigEndian.AppendUint64(v, uint64(m.stamp)))
-	return nil
 }
 
 func (m *tally) Restored(r *statestore.Replica) error {

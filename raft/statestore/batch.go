@@ -17,10 +17,14 @@ type Batch struct {
 	err     error
 }
 
-func (b *Batch) whole(key []byte) []byte {
+func (b *Batch) check(key []byte) {
 	if len(key) == 0 && b.err == nil {
 		b.err = ErrEmptyKey
 	}
+}
+
+func (b *Batch) whole(key []byte) []byte {
+	b.check(key)
 	b.scratch = append(append(b.scratch[:0], b.replica.prefix...), key...)
 	return b.scratch
 }
@@ -34,10 +38,21 @@ func (b *Batch) Get(key []byte) (value []byte, ok bool, err error) {
 }
 
 // Set sets the value of key.
-func (b *Batch) Set(key, value []byte) { b.raw.set(b.whole(key), value) }
+func (b *Batch) Set(key, value []byte) { b.SetJoined(key, nil, value) }
+
+// SetJoined sets the value of key to head followed by tail, so that who has
+// both need not join them first.
+func (b *Batch) SetJoined(key, head, tail []byte) {
+	b.check(key)
+	b.raw.set(b.replica.prefix, key, head, tail)
+}
 
 // Delete removes key.
 func (b *Batch) Delete(key []byte) { b.raw.delete(b.whole(key)) }
+
+// Changes is how many changes the batch gathers, that of SetApplied too: each is
+// an insert into the store's memory.
+func (b *Batch) Changes() int { return b.raw.changes() }
 
 // DeleteRange removes the keys of [lo, hi); nil is no bound.
 func (b *Batch) DeleteRange(lo, hi []byte) { b.raw.deleteRange(b.replica.bounds(lo, hi)) }
@@ -51,7 +66,7 @@ func (b *Batch) Iter(lo, hi []byte) *Iter { return newIter(b.replica, lo, hi, b.
 func (b *Batch) SetApplied(index raft.Index, term raft.Term, membership raft.Membership) {
 	b.applied = true
 	mark := raft.SnapshotMark{Index: index, Term: term, Membership: membership}
-	b.raw.set(b.replica.prefix, encodeApplied(appliedRecord{SnapshotMark: mark}))
+	b.raw.set(b.replica.prefix, nil, encodeApplied(appliedRecord{SnapshotMark: mark}), nil)
 }
 
 // Commit makes the batch visible as a whole; it becomes durable later. The

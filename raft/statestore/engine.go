@@ -41,9 +41,11 @@ type rawIter interface {
 
 // rawBatch gathers changes; reads see them on top of the store as it is.
 type rawBatch interface {
-	set(key, value []byte)
+	// set sets the value of prefix and key to head and tail, each pair joined.
+	set(prefix, key, head, tail []byte)
 	delete(key []byte)
 	deleteRange(lo, hi []byte)
+	changes() int
 	get(key []byte) (value []byte, ok bool, err error)
 	newIter(lo, hi []byte) (rawIter, error)
 	commit() error

@@ -2,6 +2,7 @@ package statestore
 
 import (
 	"bytes"
+	"slices"
 	"sync"
 
 	"github.com/google/btree"
@@ -246,8 +247,8 @@ func (b *modelBatch) do(op modelOp) {
 	}
 }
 
-func (b *modelBatch) set(key, value []byte) {
-	p := modelPair{key: append([]byte{}, key...), value: append([]byte{}, value...)}
+func (b *modelBatch) set(prefix, key, head, tail []byte) {
+	p := modelPair{key: slices.Concat(prefix, key), value: slices.Concat(head, tail)}
 	b.do(func(t *modelTree) { t.ReplaceOrInsert(p) })
 }
 
@@ -260,6 +261,8 @@ func (b *modelBatch) deleteRange(lo, hi []byte) {
 	lo, hi = append([]byte{}, lo...), append([]byte{}, hi...)
 	b.do(func(t *modelTree) { deleteSpan(t, lo, hi) })
 }
+
+func (b *modelBatch) changes() int { return len(b.ops) }
 
 func (b *modelBatch) read() *modelTree {
 	if b.scratch == nil {

@@ -26,9 +26,18 @@ func (b *pebbleBatch) note(err error) {
 	}
 }
 
-func (b *pebbleBatch) set(key, value []byte)     { b.note(b.batch.Set(key, value, nil)) }
+// set joins the parts where Pebble wants them.
+func (b *pebbleBatch) set(prefix, key, head, tail []byte) {
+	op := b.batch.SetDeferred(len(prefix)+len(key), len(head)+len(tail))
+	copy(op.Key[copy(op.Key, prefix):], key)
+	copy(op.Value[copy(op.Value, head):], tail)
+	b.note(op.Finish())
+}
+
 func (b *pebbleBatch) delete(key []byte)         { b.note(b.batch.Delete(key, nil)) }
 func (b *pebbleBatch) deleteRange(lo, hi []byte) { b.note(b.batch.DeleteRange(lo, hi, nil)) }
+
+func (b *pebbleBatch) changes() int { return int(b.batch.Count()) }
 
 func (b *pebbleBatch) index() error {
 	if b.indexed {

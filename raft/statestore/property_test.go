@@ -81,10 +81,14 @@ func (p *pair) commit(*rapid.T) {
 	for range rapid.IntRange(0, 8).Draw(p.t, "ops") {
 		k := p.key("key")
 		lo, hi := p.span()
-		switch rapid.IntRange(0, 6).Draw(p.t, "op") {
+		switch rapid.IntRange(0, 7).Draw(p.t, "op") {
 		case 0, 1, 2:
 			v := fmt.Appendf(nil, "v%d", rapid.IntRange(0, 99).Draw(p.t, "value"))
 			ops = append(ops, func(b *Batch) string { b.Set(k, v); return "" })
+		case 7:
+			v := fmt.Appendf(nil, "v%d", rapid.IntRange(0, 99).Draw(p.t, "value"))
+			cut := rapid.IntRange(0, len(v)).Draw(p.t, "cut")
+			ops = append(ops, func(b *Batch) string { b.SetJoined(k, v[:cut], v[cut:]); return "" })
 		case 3:
 			ops = append(ops, func(b *Batch) string { b.Delete(k); return "" })
 		case 4:

@@ -146,15 +146,20 @@ func TestBatchReadsItsOwnWrites(t *testing.T) {
 		wantGet(t, b.Get, "c", "")
 		b.Set([]byte("c"), []byte("3"))
 		wantGet(t, b.Get, "c", "3")
-		if got := content(t, b.Iter([]byte("b"), nil)); got != "c=3 d=1" {
+		b.SetJoined([]byte("d"), []byte("he"), []byte("ad"))
+		wantGet(t, b.Get, "d", "head")
+		if got := content(t, b.Iter([]byte("b"), nil)); got != "c=3 d=head" {
 			t.Fatalf("batch iterates %q", got)
 		}
 		want(t, r, "a=1 b=1 c=1 d=1") // not committed
+		if n := b.Changes(); n != 5 {
+			t.Fatalf("the batch has %d changes", n)
+		}
 		b.SetApplied(2, 1, membership())
 		if err := b.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		want(t, r, "a=2 c=3 d=1")
+		want(t, r, "a=2 c=3 d=head")
 	})
 }
 
@@ -177,6 +182,12 @@ func TestBatchIsRefused(t *testing.T) {
 		b = r.NewBatch()
 		b.SetApplied(1, 1, membership())
 		b.Set(nil, []byte("overwrites the applied record"))
+		if err := b.Commit(); !errors.Is(err, ErrEmptyKey) {
+			t.Errorf("empty key: %v", err)
+		}
+		b = r.NewBatch()
+		b.SetApplied(1, 1, membership())
+		b.SetJoined(nil, []byte("overwrites"), []byte("it too"))
 		if err := b.Commit(); !errors.Is(err, ErrEmptyKey) {
 			t.Errorf("empty key: %v", err)
 		}
