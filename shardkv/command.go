@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
@@ -128,11 +129,14 @@ type span struct {
 
 // encodeCommand draws a command as in the package comment.
 func encodeCommand(c command) []byte {
-	e := encoder{b: make([]byte, 0, 64)}
+	size := 64
+	if w, is := c.(*write); is {
+		size = w.size()
+	}
+	e := encoder{b: make([]byte, 0, size)}
 	e.byte(commandVersion)
 	switch c := c.(type) {
 	case *write:
-		e.b = append(make([]byte, 0, c.size()), e.b...)
 		e.byte(commandWrite)
 		c.encode(&e)
 	case *birth:
@@ -243,8 +247,9 @@ func (o *op) encode(e *encoder) {
 	}
 }
 
-// decodeCommand reads a command; its bytes are shared with b.
-func decodeCommand(b []byte) (command, error) {
+// decodeCommand reads a command; its bytes are shared with b. A write is put
+// into w, whose memory is used again; nil: into one of its own.
+func decodeCommand(b []byte, w *write) (command, error) {
 	d := decoder{b: b}
 	if version := d.byte(); d.err == nil && version != commandVersion {
 		return nil, fmt.Errorf("command of version %d, this release knows %d", version, commandVersion)
@@ -252,7 +257,11 @@ func decodeCommand(b []byte) (command, error) {
 	var c command
 	switch kind := d.byte(); kind {
 	case commandWrite:
-		c = decodeWrite(&d)
+		if w == nil {
+			w = new(write)
+		}
+		decodeWrite(&d, w)
+		c = w
 	case commandBirth:
 		c = decodeBirth(&d)
 	case commandTime:
@@ -273,8 +282,8 @@ func decodeBirth(d *decoder) *birth {
 	return c
 }
 
-func decodeWrite(d *decoder) *write {
-	w := &write{shard: shardmap.ShardID(d.uint())}
+func decodeWrite(d *decoder, w *write) {
+	*w = write{shard: shardmap.ShardID(d.uint()), compares: w.compares[:0], ops: w.ops[:0], otherwise: w.otherwise[:0]}
 	w.session.id = decodeSessionID(d)
 	w.session.seq = d.uint()
 	w.session.lowest = d.uint()
@@ -291,17 +300,13 @@ func decodeWrite(d *decoder) *write {
 		}
 		w.compares = append(w.compares, c)
 	}
-	w.ops = decodeOps(d)
-	w.otherwise = decodeOps(d)
-	return w
+	w.ops = decodeOps(d, w.ops)
+	w.otherwise = decodeOps(d, w.otherwise)
 }
 
-func decodeOps(d *decoder) []op {
+func decodeOps(d *decoder, ops []op) []op {
 	n := d.count()
-	if n == 0 {
-		return nil
-	}
-	ops := make([]op, 0, min(n, 64))
+	ops = slices.Grow(ops, min(n, 64))
 	for range n {
 		if d.err != nil {
 			return nil

@@ -20,19 +20,19 @@ type effects struct {
 	shardView
 	batch   *statestore.Batch
 	held    *heldShard
-	soonest int64 // the earliest expiry set, 0: none
+	soonest int64  // the earliest expiry set, 0: none
+	head    []byte // scratch
 }
 
-// run carries out the operations in order.
-func (x *effects) run(ops []op) ([]result, error) {
-	results := make([]result, len(ops))
+// run carries out the operations in order; results has room for theirs.
+func (x *effects) run(ops []op, results []result) error {
 	for i := range ops {
 		var err error
 		if results[i], err = x.do(&ops[i]); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return results, nil
+	return nil
 }
 
 func (x *effects) do(o *op) (result, error) {
@@ -64,7 +64,8 @@ func (x *effects) version() uint64 {
 // set stores a key, and notes when it expires.
 func (x *effects) set(key, value []byte, expires int64) uint64 {
 	r := record{version: x.version(), expires: expires, value: value}
-	x.batch.Set(valueKey(x.shard, x.inc, key), r.encode())
+	x.head = r.appendHead(x.head[:0])
+	x.batch.SetJoined(x.at(key), x.head, value)
 	if expires != 0 {
 		x.batch.Set(expiryKey(expires, x.shard, x.inc, key), nil)
 		if x.soonest == 0 || expires < x.soonest {
@@ -77,7 +78,7 @@ func (x *effects) set(key, value []byte, expires int64) uint64 {
 // remove deletes a key that is stored. What the expiry index says of it goes
 // when it falls due: it is checked against the key.
 func (x *effects) remove(key []byte) uint64 {
-	x.batch.Delete(valueKey(x.shard, x.inc, key))
+	x.batch.Delete(x.at(key))
 	return x.version()
 }
 

@@ -1,6 +1,7 @@
 package shardkv
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 
@@ -16,13 +17,18 @@ import (
 // that do not count for an operation are not carried.
 func TestCommandsSurviveTheCodec(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
+		var used write
 		for _, d := range newAuthor().log(t) {
 			for _, c := range d.commands {
-				once, err := decodeCommand(encodeCommand(c))
+				again, err := decodeCommand(encodeCommand(c), &used)
+				if err != nil || !bytes.Equal(encodeCommand(again), encodeCommand(c)) {
+					t.Fatalf("%#v became %#v in memory that was used before: %v", c, again, err)
+				}
+				once, err := decodeCommand(encodeCommand(c), nil)
 				if err != nil {
 					t.Fatalf("%#v: %v", c, err)
 				}
-				twice, err := decodeCommand(encodeCommand(once))
+				twice, err := decodeCommand(encodeCommand(once), nil)
 				if err != nil || fmt.Sprintf("%#v", once) != fmt.Sprintf("%#v", twice) {
 					t.Fatalf("%#v became %#v: %v", once, twice, err)
 				}
@@ -44,11 +50,11 @@ func FuzzDecodeCommand(f *testing.F) {
 	f.Add(encodeCommand(timeOnly{}))
 	f.Add([]byte{1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c, err := decodeCommand(b)
+		c, err := decodeCommand(b, nil)
 		if err != nil {
 			return
 		}
-		if _, err := decodeCommand(encodeCommand(c)); err != nil {
+		if _, err := decodeCommand(encodeCommand(c), nil); err != nil {
 			t.Fatalf("%#v: %v", c, err)
 		}
 		r := newRig(t)
@@ -103,7 +109,7 @@ func FuzzRequest(f *testing.F) {
 }
 
 func mustSurvive(t *testing.T, c command) {
-	if _, err := decodeCommand(encodeCommand(c)); err != nil {
+	if _, err := decodeCommand(encodeCommand(c), nil); err != nil {
 		t.Fatalf("%#v: %v", c, err)
 	}
 }

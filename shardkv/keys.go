@@ -41,8 +41,11 @@ func appendSpace(to []byte, kind byte, shard shardmap.ShardID, inc incarnation) 
 }
 
 func valueKey(shard shardmap.ShardID, inc incarnation, key []byte) []byte {
-	b := make([]byte, 0, spaceBytes+len(key))
-	return append(appendSpace(b, kindValue, shard, inc), key...)
+	return appendValueKey(make([]byte, 0, spaceBytes+len(key)), shard, inc, key)
+}
+
+func appendValueKey(to []byte, shard shardmap.ShardID, inc incarnation, key []byte) []byte {
+	return append(appendSpace(to, kindValue, shard, inc), key...)
 }
 
 // answerPlace is where an answer lies.

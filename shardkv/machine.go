@@ -30,7 +30,7 @@ type Machine struct {
 	sessions *sessions
 	due      int64 // no key expires before this; MaxInt64: none does
 
-	key []byte // scratch
+	scratch scratch
 
 	born    atomic.Bool  // as committed
 	nextDue atomic.Int64 // when group time should go on: the next expiry or end of a session; MaxInt64: never
@@ -159,8 +159,10 @@ func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any)
 		return err
 	}
 	m.endSessions(b)
+	m.scratch.begin(len(e.Commands), e.Waited)
+	defer m.scratch.end()
 	for i, encoded := range e.Commands {
-		c, err := decodeCommand(encoded)
+		c, err := decodeCommand(encoded, &m.scratch.write)
 		if err != nil {
 			return fmt.Errorf("command %d: %w", i, err)
 		}
@@ -168,7 +170,9 @@ func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any)
 		if err != nil {
 			return fmt.Errorf("command %d: %w", i, err)
 		}
-		results[i] = a
+		if e.Waited {
+			results[i] = a
+		}
 	}
 	return nil
 }
@@ -297,8 +301,8 @@ func (n number) session() sessionKey { return sessionKey{n.shard.id, n.id} }
 
 // answerKey is where the answer in a slot lies. It lives until the next.
 func (m *Machine) answerKey(n number, s slot) []byte {
-	m.key = answerPlace{shard: n.shard.id, inc: n.shard.incarnation, id: n.id, slot: s}.append(m.key[:0])
-	return m.key
+	m.scratch.key = answerPlace{shard: n.shard.id, inc: n.shard.incarnation, id: n.id, slot: s}.append(m.scratch.key[:0])
+	return m.scratch.key
 }
 
 // open finds the session of a number that was never answered, making it if it
@@ -363,12 +367,8 @@ func (m *Machine) checkSession(id sessionID) *answer {
 
 // effect evaluates the compares and carries out the branch.
 func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer, error) {
-	x := effects{
-		shardView: shardView{view: batchView{b}, shard: w.shard, inc: sh.incarnation, time: m.state.time},
-		batch:     b,
-		held:      sh,
-	}
-	a := &answer{compared: true}
+	x := m.scratch.effectsOn(b, sh, m.state.time)
+	compared := true
 	for _, c := range w.compares {
 		holds, _, err := x.holds(c)
 		if err != nil {
@@ -377,10 +377,10 @@ func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer,
 		if why := excess(x.looked, 0); why != "" {
 			return refusal(flotillav1.Code_INVALID, why), nil
 		}
-		a.compared = a.compared && holds
+		compared = compared && holds
 	}
 	branch := w.ops
-	if !a.compared {
+	if !compared {
 		branch = w.otherwise
 	}
 	why, err := x.overspent(branch)
@@ -390,7 +390,9 @@ func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer,
 	if why != "" {
 		return refusal(flotillav1.Code_INVALID, why), nil
 	}
-	a.results, err = x.run(branch)
+	a := m.scratch.newAnswer(len(branch))
+	a.compared = compared
+	err = x.run(branch, a.results)
 	if x.soonest != 0 {
 		m.due = min(m.due, x.soonest)
 	}
@@ -409,8 +411,9 @@ func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answ
 			b.Delete(m.answerKey(n, g.slot))
 		}
 	}
-	var e encoder
-	a.encode(&e, answerHead{writes: n.shard.writes, seq: n.seq, lowest: s.lowest})
+	e := &m.scratch.encoder
+	e.b = e.b[:0]
+	a.encode(e, answerHead{writes: n.shard.writes, seq: n.seq, lowest: s.lowest})
 	m.sessions.add(s, kept{seq: n.seq, size: len(e.b), slot: free})
 	b.Set(m.answerKey(n, free), e.b)
 }

@@ -323,3 +323,29 @@ func TestNamesAndValuesDoNotRunTogether(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatAnEntryAllocates: the apply of numbered puts over the product's store
+// allocates for the entry and the batch, not for each write.
+func TestWhatAnEntryAllocates(t *testing.T) {
+	const writes, perEntry = 64, 16 // 8 measured, in a batch of its own
+	for _, unheard := range []bool{false, true} {
+		r := newPebbleRig(t)
+		r.born(t, epoch, 4)
+		r.unheard = unheard
+		puts := newPutSource(4, 2*writes)
+		entries := []entry{{stamp: epoch}}
+		got := testing.AllocsPerRun(200, func() {
+			puts.arena.b = puts.arena.b[:0]
+			entries[0].commands = entries[0].commands[:0]
+			entries[0].stamp++
+			for range writes {
+				entries[0].commands = append(entries[0].commands, puts.next())
+			}
+			r.applyOnly(t, entries)
+		})
+		t.Logf("an entry of %d writes allocates %.1f times, unheard %v", writes, got, unheard)
+		if got > perEntry {
+			t.Errorf("an entry of %d writes allocates %.1f times, unheard %v: more than %d", writes, got, unheard, perEntry)
+		}
+	}
+}

@@ -314,7 +314,7 @@ func TestReplicasAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		log := newAuthor().log(t)
 		first, second, third := newRig(t), newRig(t), newRig(t)
-		third.waited = false
+		third.unheard = true
 		snapshotAt := rapid.IntRange(1, len(log)).Draw(t, "snapshot at")
 
 		var answers []string

@@ -17,11 +17,9 @@ type record struct {
 // recordHead is what stands before the value: version and expiry.
 const recordHead = 8 + 8
 
-func (r record) encode() []byte {
-	b := make([]byte, 0, recordHead+len(r.value))
-	b = binary.BigEndian.AppendUint64(b, r.version)
-	b = binary.BigEndian.AppendUint64(b, uint64(r.expires))
-	return append(b, r.value...)
+func (r record) appendHead(to []byte) []byte {
+	to = binary.BigEndian.AppendUint64(to, r.version)
+	return binary.BigEndian.AppendUint64(to, uint64(r.expires))
 }
 
 // decodeRecord shares the value with b.

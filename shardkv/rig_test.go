@@ -25,7 +25,7 @@ type rig struct {
 	machine *Machine
 	index   raft.Index
 	results []any // scratch
-	waited  bool  // somebody waits for what is applied
+	unheard bool  // nobody waits for what is applied
 	changes int   // of the last batch
 }
 
@@ -39,7 +39,7 @@ type fataler interface {
 
 func newRig(t fataler) *rig {
 	model := statestore.NewModel()
-	r := &rig{waited: true, model: model, store: statestore.OpenModel(model, nil)}
+	r := &rig{model: model, store: statestore.OpenModel(model, nil)}
 	r.open(t)
 	return r
 }
@@ -56,7 +56,7 @@ func newPebbleRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	r := &rig{waited: true, store: store}
+	r := &rig{store: store}
 	r.open(t)
 	return r
 }
@@ -139,7 +139,7 @@ func (r *rig) applyOnly(t fataler, entries []entry) []any {
 	rest := r.results
 	for _, e := range entries {
 		r.index++
-		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: r.waited}, rest[:len(e.commands)])
+		err := r.machine.Apply(b, multiraft.Applied{Index: r.index, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: !r.unheard}, rest[:len(e.commands)])
 		if err != nil {
 			t.Fatalf("entry %d: %v", r.index, err)
 		}

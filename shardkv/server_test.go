@@ -48,7 +48,7 @@ func (h *fakeHost) ProposeUrgent(g raft.GroupID, encoded []byte, done func(multi
 func (h *fakeHost) commit(encoded []byte) (_ multiraft.Result, answered bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	c, err := decodeCommand(encoded)
+	c, err := decodeCommand(encoded, nil)
 	if err != nil {
 		panic(err)
 	}

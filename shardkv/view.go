@@ -27,13 +27,20 @@ type shardView struct {
 	inc   incarnation
 	time  int64
 
-	looked int // bytes of values that were read
+	looked int    // bytes of values that were read
+	key    []byte // scratch
+}
+
+// at is where a key lies. It lives until the next.
+func (v *shardView) at(key []byte) []byte {
+	v.key = appendValueKey(v.key[:0], v.shard, v.inc, key)
+	return v.key
 }
 
 // get reads a key that is there at the group's time. An expired one is
 // reported with ok false and its expiry, so that a reader can tell.
 func (v *shardView) get(key []byte) (r record, ok bool, err error) {
-	b, ok, err := v.Get(valueKey(v.shard, v.inc, key))
+	b, ok, err := v.Get(v.at(key))
 	if err != nil || !ok {
 		return record{}, false, err
 	}

@@ -203,17 +203,31 @@ func (c *checker) time(ms int64) int64 {
 	return ms
 }
 
+// soleResponse is a response with room for the one result that most have.
+type soleResponse struct {
+	flotillav1.Response
+	result  flotillav1.Result
+	results [1]*flotillav1.Result
+}
+
 // toWire makes the response of an answer.
 func (a *answer) toWire(id uint64) *flotillav1.Response {
-	r := &flotillav1.Response{Id: id, Code: a.refused, Message: a.message, Compared: a.compared, Outcome: a.outcome, Replayed: a.replayed}
-	if len(a.results) > 0 {
-		r.Results = make([]*flotillav1.Result, len(a.results))
+	var r *flotillav1.Response
+	if len(a.results) == 1 {
+		sole := new(soleResponse)
+		a.results[0].toWire(&sole.result)
+		sole.results[0] = &sole.result
+		r = &sole.Response
+		r.Results = sole.results[:]
+	} else {
+		r = &flotillav1.Response{Results: make([]*flotillav1.Result, len(a.results))}
 		wire := make([]flotillav1.Result, len(a.results))
 		for i := range a.results {
 			a.results[i].toWire(&wire[i])
 			r.Results[i] = &wire[i]
 		}
 	}
+	r.Id, r.Code, r.Message, r.Compared, r.Outcome, r.Replayed = id, a.refused, a.message, a.compared, a.outcome, a.replayed
 	return r
 }
 
