@@ -38,12 +38,7 @@ func replicaDigest(t testing.TB, addr string, shards []shard) (digest string, ke
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	kv := flotillav1.NewKVClient(conn)
+	kv := kvAt(t, addr)
 	hash := sha256.New()
 	for _, s := range shards {
 		var start []byte
@@ -64,10 +59,7 @@ func replicaDigest(t testing.TB, addr string, shards []shard) (digest string, ke
 func replicaPage(ctx context.Context, t testing.TB, kv flotillav1.KVClient, s shard, start []byte) *flotillav1.Result {
 	t.Helper()
 	for {
-		response, err := kv.Do(ctx, &flotillav1.Request{
-			Shard: s.Shard, Group: s.Group, Follower: true,
-			Ops: []*flotillav1.Op{{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{Start: start}}}},
-		})
+		response, err := kv.Do(ctx, followerScan(s, start))
 		switch {
 		case err != nil:
 			t.Fatalf("read shard %d of group %d: %v", s.Shard, s.Group, err)
@@ -75,6 +67,33 @@ func replicaPage(ctx context.Context, t testing.TB, kv flotillav1.KVClient, s sh
 			return response.Results[0]
 		case response.Code != flotillav1.Code_NOT_LEADER && response.Code != flotillav1.Code_UNAVAILABLE:
 			t.Fatalf("read shard %d of group %d: %v %s", s.Shard, s.Group, response.Code, response.Message)
+		}
+	}
+}
+
+func followerScan(s shard, start []byte) *flotillav1.Request {
+	return &flotillav1.Request{
+		Shard: s.Shard, Group: s.Group, Follower: true,
+		Ops: []*flotillav1.Op{{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{Start: start}}}},
+	}
+}
+
+func kvAt(t testing.TB, addr string) flotillav1.KVClient {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return flotillav1.NewKVClient(conn)
+}
+
+// readReplica reads the first page of every shard at a node, whatever comes of
+// it, until ctx ends.
+func readReplica(ctx context.Context, kv flotillav1.KVClient, shards []shard) {
+	for ctx.Err() == nil {
+		for _, s := range shards {
+			kv.Do(ctx, followerScan(s, nil), grpc.WaitForReady(true))
 		}
 	}
 }

@@ -1,0 +1,201 @@
+//go:build process
+
+package process
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// newest is the last of the files that match in a node's data dir: Pebble
+// numbers them.
+func newest(t *testing.T, dataDir string, pattern ...string) string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(append([]string{dataDir}, pattern...)...))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no %v in %s: %v", pattern, dataDir, err)
+	}
+	return slices.Max(names)
+}
+
+// change rewrites a file in place, as a disk does that goes bad, and returns
+// what it held.
+func change(t *testing.T, path string, damage func(text []byte) []byte) (before []byte) {
+	t.Helper()
+	before, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(path, damage(slices.Clone(before)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return before
+}
+
+// written is the part of a write-ahead log before the zeros that it was made
+// with.
+func written(text []byte) []byte { return bytes.TrimRight(text, "\x00") }
+
+// remembered waits until a node's evidence file, which follows the log within a
+// second, covers all that is in the log now: what is lost of it from here on is
+// noticed.
+func remembered(t *testing.T, c *cluster, through, node int) {
+	t.Helper()
+	client := c.redis(through)
+	begin := time.Now()
+	eventually(t, 20*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		for i := range 100 { // in all groups; it is written only behind a sync
+			if err := client.Set(ctx, fmt.Sprint("again-", i), begin.String(), 0).Err(); err != nil {
+				return err
+			}
+		}
+		info, err := os.Stat(filepath.Join(c.dataDir(node), "log", "evidence"))
+		if err != nil {
+			return err
+		}
+		if !info.ModTime().After(begin) {
+			return fmt.Errorf("node %d has not written its evidence since %s", node+1, begin)
+		}
+		return nil
+	})
+}
+
+// TestCutLog takes the end of a node's log away behind its back, when that node
+// is one of two that have the last acknowledged writes and the other is down.
+// The node notices and counts for nothing, so that the third, which has not
+// seen these writes, cannot become leader with it. When all are back, every
+// acknowledged write is there.
+func TestCutLog(t *testing.T) {
+	c := startCluster(t, 3)
+	const keeper, behind, cut = 0, 1, 2
+	r := rows{count: 2_000}
+	for _, d := range []struct {
+		name   string
+		stop   func(*process)
+		damage func(text []byte) []byte
+	}{
+		{"half of it after kill -9", (*process).kill, func(text []byte) []byte {
+			return text[:len(written(text))/2]
+		}},
+		{"a flipped bit near its end after SIGTERM", func(p *process) { p.terminate(30 * time.Second) }, func(text []byte) []byte {
+			text[len(written(text))-10] ^= 1
+			return text
+		}},
+	} {
+		t.Log(d.name)
+		c.nodes[behind].kill()
+		r.seed++
+		r.load(t, c.resp(keeper)) // on the disks of keeper and cut
+		remembered(t, c, keeper, cut)
+		d.stop(c.nodes[cut])
+		c.nodes[keeper].kill()
+		change(t, newest(t, c.dataDir(cut), "log", "pebble", "*.log"), d.damage)
+
+		c.start(behind)
+		c.start(cut)
+		c.nodes[cut].waitLine("the log was cut: all replicas are suspect", 20*time.Second)
+		c.nodes[behind].waitLine("flotilla: waiting for a leader of group", 20*time.Second)
+		for _, command := range [][]string{{"put", "k", "v"}, {"get", rowKey(0)}} {
+			for _, at := range []int{behind, cut} {
+				stdout, stderr, code := flotilla(t, append(command, "--server", c.grpc(at), "--timeout", "2s")...)
+				if code != 1 {
+					t.Errorf("%v at node %d: exit %d: %.100q %s; a node with a cut log was counted", command, at+1, code, stdout, stderr)
+				}
+				t.Logf("%s %s", command[0], stderr)
+			}
+		}
+
+		c.start(keeper)
+		for i := range c.nodes {
+			c.waitReady(i)
+		}
+		for i := range c.nodes {
+			r.check(t, c.resp(i))
+		}
+		caughtUp(t, c, cut)
+		if keys := sameReplicas(t, c); keys < r.count {
+			t.Errorf("the replicas have %d keys, want %d", keys, r.count)
+		}
+		// It counts again.
+		c.nodes[behind].kill()
+		r.seed++
+		r.load(t, c.resp(keeper))
+		c.start(behind)
+		c.waitReady(behind)
+	}
+}
+
+// TestDamagedFiles: a log that cannot be opened, and data that is damaged, stop
+// the node with exit code 1 and one clear line; the others go on.
+func TestDamagedFiles(t *testing.T) {
+	c := startCluster(t, 3)
+	const victim = 2
+	r := rows{count: 20_000, seed: 1}
+	r.load(t, c.resp(0))
+
+	t.Log("a log that Pebble refuses")
+	c.nodes[victim].kill()
+	manifest := newest(t, c.dataDir(victim), "log", "pebble", "MANIFEST-*")
+	whole := change(t, manifest, func(text []byte) []byte {
+		text[len(text)/2] ^= 1
+		return text
+	})
+	c.start(victim)
+	stopsWith(t, c.nodes[victim], "cannot be opened", filepath.Join(c.dataDir(victim), "log"))
+	r.seed++
+	r.load(t, c.resp(0))
+	change(t, manifest, func([]byte) []byte { return whole })
+	c.start(victim)
+	c.waitReady(victim)
+	caughtUp(t, c, victim)
+	sameReplicas(t, c)
+
+	t.Log("damaged data")
+	c.nodes[victim].terminate(30 * time.Second)
+	tables, err := filepath.Glob(filepath.Join(c.dataDir(victim), "state", "pebble", "*.sst"))
+	if err != nil || len(tables) == 0 {
+		t.Fatalf("no tables after SIGTERM: %v", err)
+	}
+	for _, table := range tables {
+		change(t, table, func(text []byte) []byte {
+			for at := 1000; at < len(text)*9/10; at += 1000 { // the keys, not the index behind them
+				text[at] ^= 1
+			}
+			return text
+		})
+	}
+	c.start(victim)
+	go readReplica(t.Context(), kvAt(t, c.grpc(victim)), shardsAt(t, c.grpc(0)))
+	stopsWith(t, c.nodes[victim], "damaged", c.dataDir(victim))
+	r.check(t, c.resp(0))
+}
+
+// stopsWith requires that a process ends with exit code 1 and one last line,
+// beside its log, that has all the words.
+func stopsWith(t *testing.T, p *process, words ...string) {
+	t.Helper()
+	if code := p.waitExit(time.Minute); code != 1 {
+		t.Errorf("%s exits with %d, want 1", p.name, code)
+	}
+	last := ""
+	for _, line := range lines(p.tail(100)) {
+		if strings.HasPrefix(line, "flotilla: ") {
+			last = line
+		}
+	}
+	for _, word := range words {
+		if !strings.Contains(last, word) {
+			t.Errorf("%s says last %q; want a word about %q", p.name, last, word)
+		}
+	}
+	t.Log(last)
+}
