@@ -23,8 +23,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// binary is the product under test.
-func binary(t testing.TB) string {
+// product is the binary under test.
+func product(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("FLOTILLA_BIN")
 	if path == "" {
@@ -55,7 +55,7 @@ type process struct {
 // launch starts flotilla with args; it is killed when the test ends.
 func launch(t testing.TB, name string, args ...string) *process {
 	t.Helper()
-	return launchBinary(t, binary(t), name, args...)
+	return launchBinary(t, product(t), name, args...)
 }
 
 func launchBinary(t testing.TB, path, name string, args ...string) *process {
@@ -222,7 +222,7 @@ func (c *command) interrupt() {
 // flotilla runs one command to its end.
 func flotilla(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	return begin(t, binary(t), args...).wait(2 * time.Minute)
+	return begin(t, product(t), args...).wait(2 * time.Minute)
 }
 
 // cluster is three flotilla start processes with fixed ports and data dirs.
@@ -245,7 +245,7 @@ func startCluster(t testing.TB, n int, initArgs ...string) *cluster {
 // newCluster is a cluster of n nodes that are still to be started.
 func newCluster(t testing.TB, n int) *cluster {
 	t.Helper()
-	c := &cluster{t: t, bin: binary(t), ports: freePorts(t, n), nodes: make([]*process, n)}
+	c := &cluster{t: t, bin: product(t), ports: freePorts(t, n), nodes: make([]*process, n)}
 	for i := range n {
 		c.dirs = append(c.dirs, filepath.Join(t.TempDir(), fmt.Sprintf("n%d", i+1)))
 	}

@@ -3,7 +3,8 @@
 package process
 
 import (
-	"bytes"
+	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,9 +38,44 @@ func change(t *testing.T, path string, damage func(text []byte) []byte) (before 
 	return before
 }
 
-// written is the part of a write-ahead log before the zeros that it was made
-// with.
-func written(text []byte) []byte { return bytes.TrimRight(text, "\x00") }
+// logEnd is the file that a node's log ends in, and where its frames begin; the
+// last number is where they end. raft/logstore/doc.go draws them.
+func logEnd(t *testing.T, dataDir string) (path string, frames []int64) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dataDir, "log", "segments", "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest, text := uint64(0), []byte(nil)
+	for _, p := range paths {
+		file, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(file) < 64 || string(file[:4]) != "FLSG" {
+			continue
+		}
+		if number := binary.BigEndian.Uint64(file[4:]); number > newest {
+			path, newest, text = p, number, file
+		}
+	}
+	if path == "" {
+		t.Fatalf("no log in %s", dataDir)
+	}
+	at := int64(64)
+	for number := binary.BigEndian.Uint64(text[28:]); at+16 <= int64(len(text)); number++ {
+		length := int64(binary.BigEndian.Uint32(text[at:]))
+		if length == 0 || at+16+length > int64(len(text)) || binary.BigEndian.Uint64(text[at+8:]) != number {
+			break
+		}
+		frames = append(frames, at)
+		at += 16 + length
+	}
+	if len(frames) < 2 {
+		t.Fatalf("%s has %d frames", path, len(frames))
+	}
+	return path, append(frames, at)
+}
 
 // remembered waits, when nothing is written any more, until a node's evidence
 // file covers all of its log, so that any loss is noticed. That takes a second
@@ -73,13 +109,13 @@ func TestCutLog(t *testing.T) {
 	for _, d := range []struct {
 		name   string
 		stop   func(*process)
-		damage func(text []byte) []byte
+		damage func(text []byte, frames []int64) []byte
 	}{
-		{"half of it after kill -9", (*process).kill, func(text []byte) []byte {
-			return text[:len(written(text))/2]
+		{"half of its last file after kill -9", (*process).kill, func(text []byte, frames []int64) []byte {
+			return text[:frames[len(frames)/2]]
 		}},
-		{"a flipped bit near its end after SIGTERM", func(p *process) { p.terminate(30 * time.Second) }, func(text []byte) []byte {
-			text[len(written(text))-10] ^= 1
+		{"a bit of its last frame after SIGTERM", func(p *process) { p.terminate(30 * time.Second) }, func(text []byte, frames []int64) []byte {
+			text[frames[len(frames)-1]-1] ^= 1
 			return text
 		}},
 	} {
@@ -90,7 +126,8 @@ func TestCutLog(t *testing.T) {
 		remembered(t, c, cut)
 		d.stop(c.nodes[cut])
 		c.nodes[keeper].kill()
-		change(t, newest(t, c.dataDir(cut), "log", "pebble", "*.log"), d.damage)
+		path, frames := logEnd(t, c.dataDir(cut))
+		change(t, path, func(text []byte) []byte { return d.damage(text, frames) })
 
 		c.start(behind)
 		c.start(cut)
@@ -122,25 +159,36 @@ func TestCutLog(t *testing.T) {
 	}
 }
 
-// TestDamagedFiles: a log that cannot be opened, and data that is damaged, stop
-// the node with exit code 1 and one clear line; the others go on.
+// TestDamagedFiles: a log that is gone, data that cannot be opened, and data
+// that is damaged stop the node with exit code 1 and one clear line; the others
+// go on. With the files as they were it serves again.
 func TestDamagedFiles(t *testing.T) {
 	c := startCluster(t, 3)
 	const victim = 2
 	r := rows{count: 20_000, seed: 1}
 	r.load(t, c.resp(0))
 
-	t.Log("a log that Pebble refuses")
+	t.Log("a log that is gone")
 	c.nodes[victim].kill()
-	manifest := newest(t, c.dataDir(victim), "log", "pebble", "MANIFEST-*")
+	segments := filepath.Join(c.dataDir(victim), "log", "segments")
+	if err := os.Rename(segments, segments+".away"); err != nil {
+		t.Fatal(err)
+	}
+	c.start(victim)
+	stopsWith(t, c.nodes[victim], "the node's log is lost", c.dataDir(victim))
+	if err := errors.Join(os.RemoveAll(segments), os.Rename(segments+".away", segments)); err != nil {
+		t.Fatal(err)
+	}
+	t.Log("data that Pebble refuses")
+	manifest := newest(t, c.dataDir(victim), "state", "pebble", "MANIFEST-*")
 	whole := change(t, manifest, func(text []byte) []byte {
 		text[len(text)/2] ^= 1
 		return text
 	})
 	c.start(victim)
-	stopsWith(t, c.nodes[victim], "cannot be opened", filepath.Join(c.dataDir(victim), "log"))
+	stopsWith(t, c.nodes[victim], "cannot be opened", filepath.Join(c.dataDir(victim), "state"))
 	r.seed++
-	r.load(t, c.resp(0))
+	r.load(t, c.resp(0)) // the others go on
 	change(t, manifest, func([]byte) []byte { return whole })
 	c.start(victim)
 	c.waitReady(victim)
