@@ -6,7 +6,7 @@ GO      ?= go
 PKGS    := ./...
 export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
 
-.PHONY: all build check test lint fmt-check generated race unit process seeds readme bench bench-peers fuzz
+.PHONY: all build check test lint fmt-check generated race race-run unit process soak seeds readme bench bench-peers fuzz
 
 all: check
 
@@ -40,6 +40,10 @@ race-run:
 
 process: build ## real processes: kill -9, restart, load
 	$(call timed,process,$(GO) test -count=1 -timeout 12m -tags process ./tests/process/...)
+
+soak: build ## DURATION of full load with flat memory, and the long tests at full size
+	$(GO) test -count=1 -timeout 3h -tags process ./tests/process -v \
+	  -run '^(TestSoak|TestAwayUnderLoad|TestManyKeys|TestManyGroups|TestRedisBenchmarkOnACluster)$$' -soak $(or $(DURATION),10m)
 
 readme: build ## the README's commands, as a new user would run them
 	$(call timed,readme,$(GO) test -count=1 -timeout 5m -tags process ./tests/readme/...)

@@ -91,9 +91,22 @@ func Start(options Options) (*Node, error) {
 		startErrors: make(map[raft.ReplicaKey]string),
 	}
 	if err := n.open(); err != nil {
-		return nil, errors.Join(err, n.closeAll(context.Background()))
+		closeErr := n.closeAll(context.Background())
+		if n.states != nil && pebble.IsCorruptionError(err) {
+			return nil, n.explain(err) // and closing says so again
+		}
+		return nil, errors.Join(err, closeErr)
 	}
 	return n, nil
+}
+
+// explain says where data lies that was found damaged once the stores were
+// open; Pebble names a file by its number.
+func (n *Node) explain(err error) error {
+	if pebble.IsCorruptionError(err) {
+		return fmt.Errorf("data dir %s is damaged: %w", n.options.DataDir, err)
+	}
+	return err
 }
 
 // open builds the node from the bottom up. What it has opened when it fails is
@@ -241,6 +254,7 @@ func (n *Node) openDoors() error {
 
 // fail records the first fatal error; see Failed.
 func (n *Node) fail(err error) {
+	err = n.explain(err)
 	select {
 	case n.failed <- err:
 		n.logger.Error("the node must stop", "error", err)

@@ -121,10 +121,11 @@ func runDev(ctx context.Context, out io.Writer, logger *slog.Logger, o devOption
 		fmt.Fprintln(out, "flotilla: ready")
 		err = waitForEnd(ctx, nodes)
 	}
-	if errors.Is(err, context.Canceled) {
-		err = nil // told to stop, which is no failure
+	stopErr := stopNodes(nodes)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return err // that a failed store cannot be closed tidily is nothing new
 	}
-	return errors.Join(err, stopNodes(nodes))
+	return stopErr
 }
 
 // devDir makes the data dir; remove deletes a temporary one.

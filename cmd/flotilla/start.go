@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -190,7 +189,11 @@ func serve(ctx context.Context, out io.Writer, options node.Options) error {
 	}
 	cancelReady()
 	<-announced
-	return errors.Join(failure, stopNode(n, failure == nil))
+	stopErr := stopNode(n, failure == nil)
+	if failure != nil {
+		return failure // that a failed store cannot be closed tidily is nothing new
+	}
+	return stopErr
 }
 
 // announce prints what the node waits for until it is ready.

@@ -129,6 +129,12 @@ func (r *replica) askReads() {
 	if len(asked) == 0 {
 		return
 	}
+	if wrongReads {
+		for i := range asked {
+			r.worker.h.answerRead(asked[i], 0, nil)
+		}
+		return
+	}
 	r.rounds.nextID++
 	err := r.core.ReadIndex(r.rounds.nextID)
 	switch {

@@ -4,12 +4,12 @@ package process
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,8 +23,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// binary is the product under test.
-func binary(t testing.TB) string {
+// product is the binary under test.
+func product(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("FLOTILLA_BIN")
 	if path == "" {
@@ -50,14 +50,18 @@ type process struct {
 	mu    sync.Mutex // guards what stands below
 	lines []string
 	grown chan struct{} // closed and replaced at each line
-	err   error         // of Wait
 }
 
 // launch starts flotilla with args; it is killed when the test ends.
 func launch(t testing.TB, name string, args ...string) *process {
 	t.Helper()
+	return launchBinary(t, product(t), name, args...)
+}
+
+func launchBinary(t testing.TB, path, name string, args ...string) *process {
+	t.Helper()
 	p := &process{t: t, name: name, exited: make(chan struct{}), grown: make(chan struct{})}
-	p.cmd = exec.Command(binary(t), args...)
+	p.cmd = exec.Command(path, args...)
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -74,10 +78,7 @@ func launch(t testing.TB, name string, args ...string) *process {
 	readers.Go(func() { p.read(stderr) })
 	go func() {
 		readers.Wait()
-		err := p.cmd.Wait()
-		p.mu.Lock()
-		p.err = err
-		p.mu.Unlock()
+		p.cmd.Wait() // its outcome is in ProcessState
 		close(p.exited)
 	}()
 	t.Cleanup(func() {
@@ -143,66 +144,130 @@ func (p *process) kill() {
 	<-p.exited
 }
 
+// signal sends a signal to the process.
+func (p *process) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatalf("%s to %s: %v", s, p.name, err)
+	}
+}
+
 // terminate asks the process to stop and checks that it exits with 0.
 func (p *process) terminate(within time.Duration) {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		p.t.Fatalf("SIGTERM to %s: %v", p.name, err)
+	p.signal(syscall.SIGTERM)
+	if code := p.waitExit(within); code != 0 {
+		p.t.Fatalf("%s exited with %d after SIGTERM:\n%s", p.name, code, p.tail(20))
 	}
+}
+
+// waitExit waits until the process has ended and returns its exit code.
+func (p *process) waitExit(within time.Duration) (code int) {
+	p.t.Helper()
 	select {
 	case <-p.exited:
 	case <-time.After(within):
-		p.t.Fatalf("%s did not stop within %s of SIGTERM:\n%s", p.name, within, p.tail(20))
+		p.t.Fatalf("%s still runs after %s:\n%s", p.name, within, p.tail(20))
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.err != nil {
-		p.t.Fatalf("%s stopped with %v", p.name, p.err)
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// command is one flotilla command that runs beside the test.
+type command struct {
+	t      testing.TB
+	cmd    *exec.Cmd
+	out    strings.Builder
+	errs   strings.Builder
+	exited chan struct{}
+}
+
+// begin starts a command; it is killed when the test ends.
+func begin(t testing.TB, path string, args ...string) *command {
+	t.Helper()
+	c := &command{t: t, cmd: exec.Command(path, args...), exited: make(chan struct{})}
+	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.errs
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c.cmd.Wait() // its outcome is in ProcessState
+		close(c.exited)
+	}()
+	t.Cleanup(func() {
+		c.cmd.Process.Kill()
+		<-c.exited
+	})
+	return c
+}
+
+// wait waits for the command's end.
+func (c *command) wait(within time.Duration) (stdout, stderr string, code int) {
+	c.t.Helper()
+	select {
+	case <-c.exited:
+	case <-time.After(within):
+		c.t.Fatalf("%s still runs after %s", c.cmd, within)
+	}
+	return c.out.String(), c.errs.String(), c.cmd.ProcessState.ExitCode()
+}
+
+// interrupt is Ctrl-C.
+func (c *command) interrupt() {
+	c.t.Helper()
+	if err := c.cmd.Process.Signal(os.Interrupt); err != nil {
+		c.t.Fatalf("SIGINT to %s: %v", c.cmd, err)
 	}
 }
 
 // flotilla runs one command to its end.
 func flotilla(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, binary(t), args...)
-	var out, errs strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("flotilla %s: %v", strings.Join(args, " "), err)
-	}
-	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+	return begin(t, product(t), args...).wait(2 * time.Minute)
 }
 
 // cluster is three flotilla start processes with fixed ports and data dirs.
 type cluster struct {
 	t     testing.TB
-	dir   string
-	ports []int // base port of each node
+	bin   string
+	dirs  []string // data dir of each node
+	ports []int    // base port of each node
 	nodes []*process
 }
 
 // startCluster starts n nodes and makes a cluster of them.
 func startCluster(t testing.TB, n int, initArgs ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: t.TempDir(), ports: freePorts(t, n), nodes: make([]*process, n)}
+	c := newCluster(t, n)
+	c.bringUp(initArgs...)
+	return c
+}
+
+// newCluster is a cluster of n nodes that are still to be started.
+func newCluster(t testing.TB, n int) *cluster {
+	t.Helper()
+	c := &cluster{t: t, bin: product(t), ports: freePorts(t, n), nodes: make([]*process, n)}
 	for i := range n {
+		c.dirs = append(c.dirs, filepath.Join(t.TempDir(), fmt.Sprintf("n%d", i+1)))
+	}
+	return c
+}
+
+// bringUp starts all nodes and makes a cluster of them.
+func (c *cluster) bringUp(initArgs ...string) {
+	c.t.Helper()
+	for i := range c.nodes {
 		c.start(i)
 	}
-	for i := range n {
+	for i := range c.nodes {
 		c.nodes[i].waitLine("flotilla: waiting for init", 20*time.Second)
 	}
 	args := append([]string{"init", "--server", c.grpc(0)}, initArgs...)
-	if _, stderr, code := flotilla(t, args...); code != 0 {
-		t.Fatalf("init: exit %d: %s", code, stderr)
+	if _, stderr, code := flotilla(c.t, args...); code != 0 {
+		c.t.Fatalf("init: exit %d: %s", code, stderr)
 	}
-	for i := range n {
+	for i := range c.nodes {
 		c.waitReady(i)
 	}
-	return c
 }
 
 func (c *cluster) start(i int) {
@@ -213,7 +278,7 @@ func (c *cluster) start(i int) {
 			args = append(args, "--join", c.at(j, 1))
 		}
 	}
-	c.nodes[i] = launch(c.t, fmt.Sprintf("n%d", i+1), args...)
+	c.nodes[i] = launchBinary(c.t, c.bin, fmt.Sprintf("n%d", i+1), args...)
 }
 
 func (c *cluster) waitReady(i int) {
@@ -221,7 +286,7 @@ func (c *cluster) waitReady(i int) {
 	c.nodes[i].waitLine("flotilla: ready", 40*time.Second)
 }
 
-func (c *cluster) dataDir(i int) string { return filepath.Join(c.dir, fmt.Sprintf("n%d", i+1)) }
+func (c *cluster) dataDir(i int) string { return c.dirs[i] }
 
 func (c *cluster) at(i, offset int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(c.ports[i]+offset))
@@ -281,6 +346,31 @@ func statusAt(t testing.TB, server string) status {
 		t.Fatalf("status is not JSON: %v\n%s", err, stdout)
 	}
 	return s
+}
+
+// metric is one series of a node's /metrics.
+func metric(t testing.TB, httpAddr, name string) float64 {
+	t.Helper()
+	response, err := http.Get("http://" + httpAddr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	page, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(page)) {
+		if value, found := strings.CutPrefix(line, name+" "); found {
+			number, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			return number
+		}
+	}
+	t.Fatalf("http://%s/metrics has no %s", httpAddr, name)
+	return 0
 }
 
 // freePorts finds n base ports with their three followers free. They are let
