@@ -61,6 +61,8 @@ type Node struct {
 	removedMu sync.Mutex        // guards removed
 	removed   []raft.ReplicaKey // by their own logs, still to be deleted
 
+	replays replays
+
 	startErrors map[raft.ReplicaKey]string // followMap's: why a replica could not be started
 
 	failed  chan error    // has the first fatal error
@@ -88,6 +90,7 @@ func Start(options Options) (*Node, error) {
 		changed: make(chan struct{}, 1),
 		ended:   make(chan struct{}),
 
+		replays:     replays{end: make(map[raft.ReplicaKey]raft.Index)},
 		startErrors: make(map[raft.ReplicaKey]string),
 	}
 	if err := n.open(); err != nil {

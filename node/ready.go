@@ -7,10 +7,12 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/multiraft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -32,7 +34,8 @@ func (n *Node) Init(ctx context.Context, shards, replicas, groups int) error {
 
 // WaitingFor lists what the node still waits for before it serves; empty when
 // it is ready: it is registered, has the map, the first groups exist, and
-// every group it hosts has a known leader and knows its shards.
+// every group it hosts has a known leader, has replayed the log that it was
+// started with, and knows its shards.
 func (n *Node) WaitingFor() []string {
 	if waiting := n.ctrl.WaitingFor(); len(waiting) > 0 {
 		return waiting
@@ -65,10 +68,34 @@ func (n *Node) groupWaitsFor(key raft.ReplicaKey) string {
 		return fmt.Sprintf("the replica of group %d to start", key.Group)
 	case status.Leader.Node == 0:
 		return fmt.Sprintf("a leader of group %d", key.Group)
+	case !n.replays.done(status):
+		return fmt.Sprintf("the log of group %d to be replayed", key.Group)
 	case key.Group != raft.ConfigGroup && !n.kv.Born(key.Group):
 		return fmt.Sprintf("the shards of group %d", key.Group)
 	}
 	return ""
+}
+
+// replays remembers how long the log of each replica was when it was first
+// looked at: once the replica has applied as much, it is replayed for good, and
+// what it lags behind a loaded leader is another matter.
+type replays struct {
+	mu  sync.Mutex                     // guards end
+	end map[raft.ReplicaKey]raft.Index // 0: replayed
+}
+
+func (r *replays) done(s multiraft.GroupStatus) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	end, seen := r.end[s.Key]
+	if !seen {
+		end = s.Last
+	}
+	if s.Applied >= min(end, s.Last) { // a leader may have replaced the rest by less
+		end = 0
+	}
+	r.end[s.Key] = end
+	return end == 0
 }
 
 // WaitReady returns when the node serves, or with ctx's error. report is told,

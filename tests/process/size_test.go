@@ -41,6 +41,11 @@ func TestManyKeys(t *testing.T) {
 		if limit := promised(5 * time.Second); ready > limit {
 			t.Errorf("after %s it was ready in %s, want %s", end.name, ready, limit)
 		}
+		for i := range 3 { // ready means that the log is replayed
+			if lag := metric(t, d.http(i), "flotilla_apply_lag_entries"); lag > 10 {
+				t.Errorf("after %s node %d is ready with %.0f entries still to apply", end.name, i+1, lag)
+			}
+		}
 		if n, err := redisAt(t, d.resp(1)).DBSize(t.Context()).Result(); err != nil || n != int64(r.count) {
 			t.Errorf("after %s DBSIZE is %d, %v; want %d", end.name, n, err, r.count)
 		}
