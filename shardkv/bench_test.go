@@ -3,6 +3,7 @@ package shardkv
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"syscall"
 	"testing"
 	"time"
@@ -88,6 +89,7 @@ type putSource struct {
 	arena encoder
 	write write
 	seqs  []uint64 // by client and shard
+	noise []byte   // values are cut from it, so that they do not compress
 	n     int
 
 	shards, clients int
@@ -96,7 +98,9 @@ type putSource struct {
 func newPutSource(shards, clients int) *putSource {
 	p := &putSource{shards: shards, clients: clients, seqs: make([]uint64, shards*clients)}
 	p.arena.b = make([]byte, 0, 1<<20)
-	p.write.ops = []op{{kind: opPut, key: make([]byte, 16), value: make([]byte, 256)}}
+	p.noise = make([]byte, 1<<20)
+	rand.NewChaCha8([32]byte{}).Read(p.noise)
+	p.write.ops = []op{{kind: opPut, key: make([]byte, 16)}}
 	return p
 }
 
@@ -108,6 +112,8 @@ func (p *putSource) next() []byte {
 	p.write.shard = shardmap.ShardID(shard)
 	p.write.session = session{id: sessionID{client: uint64(client + 1), birth: epoch}, seq: *seq, lowest: *seq}
 	binary.BigEndian.PutUint64(p.write.ops[0].key, uint64(p.n*7919%1_000_000))
+	at := p.n * 104_729 % (len(p.noise) - 256)
+	p.write.ops[0].value = p.noise[at : at+256]
 	p.n++
 	from := len(p.arena.b)
 	p.arena.byte(commandVersion)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -178,47 +179,67 @@ func writeShape(dir string, shape devShape) error {
 	return os.WriteFile(filepath.Join(dir, shapeFile), append(content, '\n'), 0o644)
 }
 
-// startNodes starts all nodes, and makes the cluster if it is fresh: then one
-// after the other, so that node1 is node 1. What has started is returned with
-// an error too.
+// startNodes starts all nodes: at once, as each has a log to read; those of a
+// fresh cluster one after the other, so that node1 is node 1, and the cluster is
+// made at the first. What has started is returned with an error too.
 func startNodes(ctx context.Context, logger *slog.Logger, dir string, o devOptions, fresh bool) ([]*node.Node, error) {
 	ctx, cancel := withReadyLimit(ctx)
 	defer cancel()
+	cache := node.NewCache(devCacheBytes)
+	defer cache.Unref()
+	nodes := make([]*node.Node, o.Nodes)
+	errs := make([]error, o.Nodes)
+	start := func(i int) { nodes[i], errs[i] = node.Start(o.nodeOptions(i, dir, cache, logger)) }
+	if fresh {
+		for i := range o.Nodes {
+			if start(i); errs[i] == nil {
+				errs[i] = joinFresh(ctx, nodes[i], i, o, dir)
+			}
+			if errs[i] != nil {
+				break
+			}
+		}
+	} else {
+		var starts sync.WaitGroup
+		for i := range o.Nodes {
+			starts.Go(func() { start(i) })
+		}
+		starts.Wait()
+	}
+	failed := slices.IndexFunc(errs, func(err error) bool { return err != nil })
+	nodes = slices.DeleteFunc(nodes, func(n *node.Node) bool { return n == nil })
+	if failed >= 0 {
+		return nodes, fmt.Errorf("%s: %w", devNodeName(failed), errs[failed]) // the others mostly say the same
+	}
+	return nodes, nil
+}
+
+func devNodeName(i int) string { return "node" + strconv.Itoa(i+1) }
+
+// nodeOptions are those of node i, from 0.
+func (o devOptions) nodeOptions(i int, dir string, cache *pebble.Cache, logger *slog.Logger) node.Options {
 	at := func(i, offset int) string {
 		return "127.0.0.1:" + strconv.Itoa(o.basePort+devPortsOfNode*i+offset)
 	}
 	var join []string
-	for i := range o.Nodes {
-		join = append(join, at(i, 1))
-	}
-	cache := node.NewCache(devCacheBytes)
-	defer cache.Unref()
-	var nodes []*node.Node
-	for i := range o.Nodes {
-		name := "node" + strconv.Itoa(i+1)
-		n, err := node.Start(node.Options{
-			Name:         name,
-			DataDir:      filepath.Join(dir, name),
-			Listen:       at(i, 0),
-			GossipListen: at(i, 1),
-			RespListen:   at(i, 2),
-			HTTPListen:   at(i, 3),
-			Join:         slices.Delete(slices.Clone(join), i, i+1),
-			Cache:        cache,
-			Pprof:        o.pprof,
-			Logger:       logger.With("node", name),
-		})
-		if err != nil {
-			return nodes, fmt.Errorf("%s: %w", name, err)
-		}
-		nodes = append(nodes, n)
-		if fresh {
-			if err := joinFresh(ctx, n, i, o, dir); err != nil {
-				return nodes, fmt.Errorf("%s: %w", name, err)
-			}
+	for other := range o.Nodes {
+		if other != i {
+			join = append(join, at(other, 1))
 		}
 	}
-	return nodes, nil
+	name := devNodeName(i)
+	return node.Options{
+		Name:         name,
+		DataDir:      filepath.Join(dir, name),
+		Listen:       at(i, 0),
+		GossipListen: at(i, 1),
+		RespListen:   at(i, 2),
+		HTTPListen:   at(i, 3),
+		Join:         join,
+		Cache:        cache,
+		Pprof:        o.pprof,
+		Logger:       logger.With("node", name),
+	}
 }
 
 // withReadyLimit bounds a bring-up.

@@ -16,8 +16,13 @@ type pebbleBatch struct {
 	err     error // of an operation; comes out of commit
 }
 
+// batchKeepBytes is up to which size a batch's memory is used again. Pebble's
+// 1 MiB is less than what comes of the entries that multiraft applies at once
+// while it replays.
+const batchKeepBytes = 4 << 20
+
 func (e *pebbleEngine) newBatch() rawBatch {
-	return &pebbleBatch{db: e.db, stop: e.stop, batch: e.db.NewBatch()}
+	return &pebbleBatch{db: e.db, stop: e.stop, batch: e.db.NewBatch(pebble.WithMaxRetainedSizeBytes(batchKeepBytes))}
 }
 
 func (b *pebbleBatch) note(err error) {
