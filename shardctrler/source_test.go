@@ -106,9 +106,9 @@ func TestOnlyOriginsServeOtherSources(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		defer cancel()
 		for origin, want := range map[bool]codes.Code{true: codes.Unavailable, false: codes.DeadlineExceeded} {
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			defer cancel()
 			stream, err := flotillav1.NewClusterClient(conn).WatchMap(ctx, &flotillav1.WatchMapRequest{Origin: origin})
 			if err != nil {
 				t.Fatal(err)
