@@ -27,14 +27,25 @@ func (s *Store) recover() error {
 	if s.lost {
 		s.log.Error("the replicas of this node stay down: each has to be replaced by a new one", "reason", ErrVotesLost, "replicas", len(s.groups))
 	}
+	// What was read need not be on the disk yet, and the side files must never
+	// be ahead of it.
+	if len(s.files.used) > 0 {
+		if err := s.files.active().sync(); err != nil {
+			return err
+		}
+	}
+	if err := s.openSides(side); err != nil {
+		return err
+	}
 	// What a torn frame has left in the last segment is never looked at again.
-	if err := s.roll(); err != nil {
-		return err
+	err = s.roll()
+	if err == nil {
+		err = s.files.active().sync()
 	}
-	if err := s.files.active().sync(); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, s.votes.close(), s.evidence.file.close())
 	}
-	return s.openSides(side)
+	return nil
 }
 
 // sides is what the side files said at Open.

@@ -29,9 +29,6 @@ func (s *Store) replayAll() error {
 		}
 	}
 	s.logged = s.seq
-	if len(s.files.used) > 0 {
-		s.files.active().dirty = true // what was read need not be on the disk
-	}
 	return s.checkWhole()
 }
 

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
@@ -263,4 +265,31 @@ func FuzzRecords(f *testing.F) {
 			_ = s.checkWhole()
 		}
 	})
+}
+
+// A node that is killed while it starts for the first time, or the tenth, starts
+// again.
+func TestACrashDuringOpenDoesNotMatter(t *testing.T) {
+	for n := int64(1); ; n++ {
+		mem := vfs.NewCrashableMem()
+		first := &brokenDisk{sticky: true, err: syscall.EIO, match: func(op errorfs.Op) bool { return op.Kind.ReadOrWrite() == errorfs.OpIsWrite }}
+		first.left.Store(n)
+		first.armed.Store(true)
+		o := testOptions(t, errorfs.Wrap(mem, first))
+		o.OnFatal = func(error) {}
+		s, err := Open(o)
+		crashed := power(mem)
+		again := openTest(t, testOptions(t, crashed))
+		if again.Cut() {
+			t.Fatalf("at %d: a crash during Open (%v) is taken for a cut log", n, err)
+		}
+		closeTest(t, again)
+		if err == nil {
+			_ = s.Close()
+			if n < 10 {
+				t.Fatalf("Open takes %d writes: the test tests nothing", n)
+			}
+			return
+		}
+	}
 }

@@ -479,13 +479,6 @@ func TestManyGroupsStartElectAndSleep(t *testing.T) {
 	if n := runtime.NumGoroutine(); n > before+100 { // of 600 replicas
 		t.Errorf("%d goroutines before %d groups, %d after", before, groups, n)
 	}
-	for _, n := range c.nodes {
-		// Nobody is preferred, and on a busy machine the node that was told last
-		// comes last; none may be left out all the same.
-		if leads := n.host.Stats().Leaders; leads < int(groups)/10 {
-			t.Errorf("node %d leads %d of %d groups", n.id, leads, groups)
-		}
-	}
 	turns := c.node(1).host.stats.turns.Load()
 	time.Sleep(300 * time.Millisecond)
 	if n := c.node(1).host.stats.turns.Load() - turns; n > 10 {
