@@ -160,7 +160,7 @@ func (n *Node) open() error {
 func (n *Node) openStores() error {
 	n.cache = n.options.Cache
 	if n.cache == nil {
-		n.cache = pebble.NewCache(CacheBytesDefault)
+		n.cache = NewCache(CacheBytesDefault, 1)
 	} else {
 		n.cache.Ref()
 	}

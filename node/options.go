@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/flotilla-kv/flotilla/internal/tlsfiles"
+	"github.com/flotilla-kv/flotilla/raft/statestore"
 )
 
 // Options say how a node runs. Name, DataDir and the four addresses to listen
@@ -43,15 +44,19 @@ type Options struct {
 	Logger *slog.Logger // nil: discard
 }
 
-// CacheBytesDefault is the block cache of a node that is given none.
+// CacheBytesDefault is the room for blocks in the cache of a node that is given
+// none.
 const CacheBytesDefault = 256 << 20
 
 // nameBytesMax keeps a name printable in a table and in gossip.
 const nameBytesMax = 64
 
-// NewCache makes a block cache to share among the nodes of a process. The
-// caller gives it back with Unref when the nodes have been started.
-func NewCache(bytes int64) *pebble.Cache { return pebble.NewCache(bytes) }
+// NewCache makes a block cache to share among the nodes of a process, with room
+// for bytes of blocks beside what the nodes' memtables take of it. The caller
+// gives it back with Unref when the nodes have been started.
+func NewCache(bytes int64, nodes int) *pebble.Cache {
+	return pebble.NewCache(bytes + int64(nodes)*statestore.MemTablesBytes)
+}
 
 func (o *Options) check() error {
 	switch {

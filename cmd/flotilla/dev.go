@@ -185,7 +185,7 @@ func writeShape(dir string, shape devShape) error {
 func startNodes(ctx context.Context, logger *slog.Logger, dir string, o devOptions, fresh bool) ([]*node.Node, error) {
 	ctx, cancel := withReadyLimit(ctx)
 	defer cancel()
-	cache := node.NewCache(devCacheBytes)
+	cache := node.NewCache(devCacheBytes, o.Nodes)
 	defer cache.Unref()
 	nodes := make([]*node.Node, o.Nodes)
 	errs := make([]error, o.Nodes)

@@ -41,6 +41,12 @@ const (
 	memTableBytesDefault = 64 << 20
 )
 
+// MemTablesBytes is what the memtables of a busy store with the default size
+// take, one that is written to and one that is flushed or spare. Pebble takes it
+// out of the block cache: a shared one has to be so much larger for each store,
+// or nothing is left of it, and each read fetches its filters anew.
+const MemTablesBytes = 2 * memTableBytesDefault
+
 // Open opens the store in options.Dir, creating it if it is not there. Errors:
 // disk.ErrInUse, disk.ErrForeign, *disk.FormatError, *DamagedError.
 func Open(options Options) (*Store, error) {
@@ -135,7 +141,7 @@ func openPebble(options Options, claim *disk.Claim) (*pebbleEngine, error) {
 		return nil, err
 	}
 	if options.Cache == nil {
-		e.cache = pebble.NewCache(cacheBytesDefault)
+		e.cache = pebble.NewCache(cacheBytesDefault + MemTablesBytes)
 		options.Cache = e.cache
 	}
 	e.options = options.pebbleOptions(options.Cache)
