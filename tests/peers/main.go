@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -25,6 +27,7 @@ type options struct {
 	rounds    int
 	valueSize int
 	keys      int
+	systems   string
 }
 
 func main() {
@@ -39,6 +42,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each is repeated; the median counts")
 	flag.IntVar(&o.valueSize, "value-size", 256, "bytes of a value")
 	flag.IntVar(&o.keys, "keys", 100_000, "size of the key space")
+	flag.StringVar(&o.systems, "systems", "etcd,flotilla", "the systems to measure")
 	flag.Parse()
 	exit(compare(ctx, o))
 }
@@ -69,6 +73,9 @@ func compare(ctx context.Context, o options) error {
 			name  string
 			start func(context.Context, options, string) (system, error)
 		}{{"etcd", startEtcd}, {"flotilla", startFlotilla}} {
+			if !slices.Contains(strings.Split(o.systems, ","), system.name) {
+				continue
+			}
 			s, err := system.start(ctx, o, filepath.Join(dir, fmt.Sprintf("%s-%d", system.name, round)))
 			if err != nil {
 				return fmt.Errorf("%s: %w", system.name, err)
