@@ -12,7 +12,6 @@ import (
 type Batch struct {
 	replica *Replica
 	raw     rawBatch
-	scratch []byte // for whole keys
 	applied bool
 	err     error
 }
@@ -23,18 +22,12 @@ func (b *Batch) check(key []byte) {
 	}
 }
 
-func (b *Batch) whole(key []byte) []byte {
-	b.check(key)
-	b.scratch = append(append(b.scratch[:0], b.replica.prefix...), key...)
-	return b.scratch
-}
-
 // Get returns a copy of the value, as the batch would leave it.
 func (b *Batch) Get(key []byte) (value []byte, ok bool, err error) {
 	if len(key) == 0 {
 		return nil, false, ErrEmptyKey
 	}
-	return b.raw.get(b.whole(key))
+	return b.raw.get(key)
 }
 
 // Set sets the value of key.
@@ -44,14 +37,17 @@ func (b *Batch) Set(key, value []byte) { b.SetJoined(key, nil, value) }
 // both need not join them first.
 func (b *Batch) SetJoined(key, head, tail []byte) {
 	b.check(key)
-	b.raw.set(b.replica.prefix, key, head, tail)
+	b.raw.set(key, head, tail)
 }
 
 // Delete removes key.
-func (b *Batch) Delete(key []byte) { b.raw.delete(b.whole(key)) }
+func (b *Batch) Delete(key []byte) {
+	b.check(key)
+	b.raw.delete(key)
+}
 
 // Changes is how many changes the batch gathers, that of SetApplied too: each is
-// an insert into the store's memory.
+// an insert into the store's memory. A key that is set twice may count once.
 func (b *Batch) Changes() int { return b.raw.changes() }
 
 // DeleteRange removes the keys of [lo, hi); nil is no bound.
@@ -66,7 +62,7 @@ func (b *Batch) Iter(lo, hi []byte) *Iter { return newIter(b.replica, lo, hi, b.
 func (b *Batch) SetApplied(index raft.Index, term raft.Term, membership raft.Membership) {
 	b.applied = true
 	mark := raft.SnapshotMark{Index: index, Term: term, Membership: membership}
-	b.raw.set(b.replica.prefix, nil, encodeApplied(appliedRecord{SnapshotMark: mark}), nil)
+	b.raw.set(nil, encodeApplied(appliedRecord{SnapshotMark: mark}), nil)
 }
 
 // Commit makes the batch visible as a whole; it becomes durable later. The

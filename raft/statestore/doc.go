@@ -10,8 +10,8 @@
 // # Contract
 //
 //   - A batch is visible as a whole when Commit returns, and durable as a whole
-//     some time later. What is durable is always a prefix of the commits of all
-//     replicas together.
+//     some time later. What is durable of a replica is always a prefix of its
+//     commits.
 //   - An Install replaces a replica's whole state at once, and has made it
 //     durable when Finish returns.
 //   - A View and a Snapshot show one state, whatever happens meanwhile; an
@@ -28,6 +28,15 @@
 // The data lies behind a small engine interface with two implementations:
 // Pebble (Open), and a model on a copy-on-write B-tree (OpenModel) whose flush
 // and crash points the caller picks, for simulations and for comparison.
+//
+// # Write buffers
+//
+// A batch is not committed to Pebble but to its replica's buffer, a hash table
+// in memory: it takes a write for a fraction of what the memtable's skiplist
+// takes, and most of what state machines write is soon written over. A buffer
+// that is full goes into Pebble as one batch in order. All go, and Pebble is
+// flushed, once a memtable's worth was committed, for until then the Raft log
+// keeps it. Reads look into the buffer first; docs/decisions/0007 says more.
 //
 // # Files
 //

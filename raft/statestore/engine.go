@@ -9,12 +9,13 @@ type engine interface {
 	newIter(lo, hi []byte) (rawIter, error)
 	// newDurableIter shows what a crash now would leave.
 	newDurableIter(lo, hi []byte) (rawIter, error)
-	newBatch() rawBatch
+	// newBatch begins a batch of the replica whose keys begin with prefix.
+	newBatch(prefix []byte) rawBatch
 	// newView shows lo..hi as they are now. It is for one goroutine and not
 	// for long.
 	newView(lo, hi []byte) (rawView, error)
 	// newSnapshot is a view that may live for long.
-	newSnapshot(lo, hi []byte) rawView
+	newSnapshot(lo, hi []byte) (rawView, error)
 	newInstall(lo, hi []byte) rawInstall
 	// excise removes lo..hi, durably.
 	excise(lo, hi []byte) error
@@ -39,12 +40,14 @@ type rawIter interface {
 	Close() error
 }
 
-// rawBatch gathers changes; reads see them on top of the store as it is.
+// rawBatch gathers changes of a replica; reads see them on top of the store as
+// it is. Single keys are without the replica's prefix, bounds are whole.
 type rawBatch interface {
-	// set sets the value of prefix and key to head and tail, each pair joined.
-	set(prefix, key, head, tail []byte)
+	// set sets the value of key to head and tail, joined.
+	set(key, head, tail []byte)
 	delete(key []byte)
 	deleteRange(lo, hi []byte)
+	// changes counts what is to be written; a key twice may count once.
 	changes() int
 	get(key []byte) (value []byte, ok bool, err error)
 	newIter(lo, hi []byte) (rawIter, error)

@@ -193,11 +193,13 @@ func (e modelEngine) newDurableIter(lo, hi []byte) (rawIter, error) {
 	return &modelIter{tree: e.model.readDurable(), lo: lo, hi: hi}, nil
 }
 
-func (e modelEngine) newBatch() rawBatch { return &modelBatch{engine: e} }
+func (e modelEngine) newBatch(prefix []byte) rawBatch { return &modelBatch{engine: e, prefix: prefix} }
 
 func (e modelEngine) newView([]byte, []byte) (rawView, error) { return modelView{e.model.read()}, nil }
 
-func (e modelEngine) newSnapshot([]byte, []byte) rawView { return modelView{e.model.read()} }
+func (e modelEngine) newSnapshot([]byte, []byte) (rawView, error) {
+	return modelView{e.model.read()}, nil
+}
 
 func (e modelEngine) newInstall(lo, hi []byte) rawInstall {
 	return &modelInstall{engine: e, lo: lo, hi: hi}
@@ -236,6 +238,7 @@ type modelOp func(*modelTree)
 
 type modelBatch struct {
 	engine  modelEngine
+	prefix  []byte
 	ops     []modelOp
 	scratch *modelTree // the state with ops applied; nil until something is read
 }
@@ -247,13 +250,13 @@ func (b *modelBatch) do(op modelOp) {
 	}
 }
 
-func (b *modelBatch) set(prefix, key, head, tail []byte) {
-	p := modelPair{key: slices.Concat(prefix, key), value: slices.Concat(head, tail)}
+func (b *modelBatch) set(key, head, tail []byte) {
+	p := modelPair{key: slices.Concat(b.prefix, key), value: slices.Concat(head, tail)}
 	b.do(func(t *modelTree) { t.ReplaceOrInsert(p) })
 }
 
 func (b *modelBatch) delete(key []byte) {
-	p := modelPair{key: append([]byte{}, key...)}
+	p := modelPair{key: slices.Concat(b.prefix, key)}
 	b.do(func(t *modelTree) { t.Delete(p) })
 }
 
@@ -275,7 +278,7 @@ func (b *modelBatch) read() *modelTree {
 }
 
 func (b *modelBatch) get(key []byte) ([]byte, bool, error) {
-	value, ok := treeGet(b.read(), key)
+	value, ok := treeGet(b.read(), slices.Concat(b.prefix, key))
 	return value, ok, nil
 }
 

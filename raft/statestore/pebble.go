@@ -117,12 +117,13 @@ type pebbleEngine struct {
 	cache     *pebble.Cache // nil if shared
 	options   *pebble.Options
 	db        *pebble.DB
+	buffers   *buffers
 	installs  string // where incoming snapshots are written
 	installed atomic.Uint64
 
 	flushed  chan struct{} // a flush ended; capacity 1
 	closing  chan struct{}
-	notified chan struct{} // closed: the notify loop has ended
+	notified chan struct{} // closed: the flush loop has ended
 	closed   sync.Once
 	closeErr error
 }
@@ -159,8 +160,8 @@ func openPebble(options Options, claim *disk.Claim) (*pebbleEngine, error) {
 		e.release()
 		return nil, &DamagedError{Dir: options.Dir, Err: err}
 	}
-	e.db = db
-	go e.notifyLoop(options.OnFlushed)
+	e.db, e.buffers = db, newBuffers(db, options.MemTableBytes)
+	go e.flushLoop(options.OnFlushed)
 	return e, nil
 }
 
@@ -186,19 +187,26 @@ func (e *pebbleEngine) signalFlushed() {
 	}
 }
 
-func (e *pebbleEngine) notifyLoop(onFlushed func()) {
+func (e *pebbleEngine) flushLoop(onFlushed func()) {
 	defer close(e.notified)
 	for {
 		select {
 		case <-e.flushed:
 			onFlushed()
+		case <-e.buffers.full:
+			_ = e.asyncFlush() // a failure stops the store, which says so
 		case <-e.closing:
 			return
 		}
 	}
 }
 
-func (e *pebbleEngine) get(key []byte) ([]byte, bool, error) { return getCopy(e.db, key) }
+func (e *pebbleEngine) get(key []byte) ([]byte, bool, error) {
+	if value, there, found := e.buffers.of(key).get(key[prefixBytes:]); found {
+		return value, there, nil
+	}
+	return getCopy(e.db, key)
+}
 
 // getCopy reads a value out of Pebble; the one copy is its caller's.
 func getCopy(from pebble.Reader, key []byte) ([]byte, bool, error) {
@@ -214,8 +222,22 @@ func getCopy(from pebble.Reader, key []byte) ([]byte, bool, error) {
 	return mine, true, closer.Close()
 }
 
+// newIter drains the buffers first if it is to show more than one replica.
 func (e *pebbleEngine) newIter(lo, hi []byte) (rawIter, error) {
-	return asRaw(e.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi}))
+	open := func() (*pebble.Iterator, error) {
+		return e.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	}
+	if lo == nil {
+		if err := e.buffers.drain(); err != nil {
+			return nil, err
+		}
+		return asRaw(open())
+	}
+	view, iter, err := e.buffers.of(lo).view(lo[:prefixBytes], open)
+	if err != nil {
+		return nil, err
+	}
+	return merged(iter, view.prefix, view.collect(lo, hi), view.release), nil
 }
 
 func (e *pebbleEngine) newDurableIter(lo, hi []byte) (rawIter, error) {
@@ -231,6 +253,9 @@ func asRaw(iter *pebble.Iterator, err error) (rawIter, error) {
 }
 
 func (e *pebbleEngine) excise(lo, hi []byte) error {
+	if err := e.buffers.drain(); err != nil {
+		return e.failed(err)
+	}
 	err := e.stop.Try(func() error {
 		return e.db.Excise(context.Background(), pebble.KeyRange{Start: lo, End: hi})
 	})
@@ -270,13 +295,30 @@ func (e *pebbleEngine) failed(err error) error {
 }
 
 func (e *pebbleEngine) flush() error {
+	if err := e.drain(); err != nil {
+		return err
+	}
 	if err := e.stop.Try(e.db.Flush); err != nil {
 		return e.failed(fmt.Errorf("flush: %w", err))
 	}
 	return nil
 }
 
+// drain puts into Pebble what waits in memory.
+func (e *pebbleEngine) drain() error {
+	if err := e.stop.Err(); err != nil {
+		return err
+	}
+	if err := e.buffers.drain(); err != nil {
+		return e.failed(fmt.Errorf("drain: %w", err))
+	}
+	return nil
+}
+
 func (e *pebbleEngine) asyncFlush() error {
+	if err := e.drain(); err != nil {
+		return err
+	}
 	err := e.stop.Try(func() error {
 		_, err := e.db.AsyncFlush()
 		return err

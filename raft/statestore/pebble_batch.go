@@ -1,19 +1,22 @@
 package statestore
 
 import (
-	"github.com/cockroachdb/pebble/v2"
+	"sync"
 
-	"github.com/flotilla-kv/flotilla/internal/disk"
+	"github.com/cockroachdb/pebble/v2"
 )
 
-// pebbleBatch is a plain batch until something is read from it, and an indexed
-// one from then on: many batches only write.
+// pebbleBatch gathers its changes in a table, as the buffer does that it will
+// be committed to. One that removes a range goes on as an indexed batch of
+// Pebble's, which knows ranges, with the buffer drained: commits of a replica
+// are ordered by their caller, so it stays empty until this one.
 type pebbleBatch struct {
-	db      *pebble.DB
-	stop    *disk.Stop
-	batch   *pebble.Batch
-	indexed bool
-	err     error // of an operation; comes out of commit
+	engine *pebbleEngine
+	buffer *buffer
+	prefix []byte
+	table  *table
+	ranges *pebble.Batch // nil as long as there is none
+	err    error         // of an operation; comes out of commit
 }
 
 // batchKeepBytes is up to which size a batch's memory is used again. Pebble's
@@ -21,8 +24,17 @@ type pebbleBatch struct {
 // while it replays.
 const batchKeepBytes = 4 << 20
 
-func (e *pebbleEngine) newBatch() rawBatch {
-	return &pebbleBatch{db: e.db, stop: e.stop, batch: e.db.NewBatch(pebble.WithMaxRetainedSizeBytes(batchKeepBytes))}
+// A batch's table knows one commit, its own, and no view.
+const (
+	batchCommit = 1
+	batchSeen   = 0
+)
+
+// batchTables keeps the memory of batches.
+var batchTables = sync.Pool{New: func() any { return new(table) }}
+
+func (e *pebbleEngine) newBatch(prefix []byte) rawBatch {
+	return &pebbleBatch{engine: e, buffer: e.buffers.of(prefix), prefix: prefix, table: batchTables.Get().(*table)}
 }
 
 func (b *pebbleBatch) note(err error) {
@@ -31,59 +43,104 @@ func (b *pebbleBatch) note(err error) {
 	}
 }
 
-// set joins the parts where Pebble wants them.
-func (b *pebbleBatch) set(prefix, key, head, tail []byte) {
-	op := b.batch.SetDeferred(len(prefix)+len(key), len(head)+len(tail))
-	copy(op.Key[copy(op.Key, prefix):], key)
+func (b *pebbleBatch) set(key, head, tail []byte) {
+	if b.ranges == nil {
+		b.table.set(hashKey(key), key, head, tail, batchCommit, batchSeen)
+		return
+	}
+	op := b.ranges.SetDeferred(len(b.prefix)+len(key), len(head)+len(tail))
+	copy(op.Key[copy(op.Key, b.prefix):], key)
 	copy(op.Value[copy(op.Value, head):], tail)
 	b.note(op.Finish())
 }
 
-func (b *pebbleBatch) delete(key []byte)         { b.note(b.batch.Delete(key, nil)) }
-func (b *pebbleBatch) deleteRange(lo, hi []byte) { b.note(b.batch.DeleteRange(lo, hi, nil)) }
+func (b *pebbleBatch) delete(key []byte) {
+	if b.ranges == nil {
+		b.table.remove(hashKey(key), key, batchCommit, batchSeen)
+		return
+	}
+	b.note(b.ranges.Delete(b.whole(key), nil))
+}
 
-func (b *pebbleBatch) changes() int { return int(b.batch.Count()) }
+func (b *pebbleBatch) deleteRange(lo, hi []byte) {
+	b.note(b.toRanges())
+	if b.ranges != nil {
+		b.note(b.ranges.DeleteRange(lo, hi, nil))
+	}
+}
 
-func (b *pebbleBatch) index() error {
-	if b.indexed {
+func (b *pebbleBatch) whole(key []byte) []byte {
+	return append(append(make([]byte, 0, len(b.prefix)+len(key)), b.prefix...), key...)
+}
+
+// toRanges goes on with a batch of Pebble's.
+func (b *pebbleBatch) toRanges() error {
+	if b.ranges != nil {
 		return nil
 	}
-	indexed := b.db.NewIndexedBatch()
-	if !b.batch.Empty() {
-		if err := indexed.Apply(b.batch, nil); err != nil {
+	if err := b.buffer.drain(b.prefix); err != nil {
+		return err
+	}
+	b.ranges = b.engine.db.NewIndexedBatch()
+	for _, item := range b.table.collect(nil, nil, batchCommit) {
+		if err := addTo(b.ranges, b.prefix, item.key, item.value, item.deleted); err != nil {
 			return err
 		}
 	}
-	b.note(b.batch.Close())
-	b.batch, b.indexed = indexed, true
 	return nil
 }
 
-func (b *pebbleBatch) get(key []byte) ([]byte, bool, error) {
-	if b.batch.Empty() {
-		return getCopy(b.db, key)
+func (b *pebbleBatch) changes() int {
+	if b.ranges != nil {
+		return int(b.ranges.Count())
 	}
-	if err := b.index(); err != nil {
-		return nil, false, err
-	}
-	return getCopy(b.batch, key)
+	return b.table.keys
 }
 
+func (b *pebbleBatch) get(key []byte) ([]byte, bool, error) {
+	if b.ranges != nil {
+		return getCopy(b.ranges, b.whole(key))
+	}
+	if value, there, found := b.table.get(key, batchCommit); found {
+		return value, there, nil
+	}
+	if value, there, found := b.buffer.get(key); found {
+		return value, there, nil
+	}
+	return getCopy(b.engine.db, b.whole(key))
+}
+
+// newIter shows the batch's changes on top of the buffer on top of Pebble.
 func (b *pebbleBatch) newIter(lo, hi []byte) (rawIter, error) {
-	if err := b.index(); err != nil {
+	if b.ranges != nil {
+		return asRaw(b.ranges.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi}))
+	}
+	below, err := b.engine.newIter(lo, hi)
+	if err != nil {
 		return nil, err
 	}
-	return asRaw(b.batch.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi}))
+	own := bufferView{buffer: b.buffer, table: b.table, commit: batchCommit, prefix: b.prefix}
+	return merged(below, b.prefix, own.collect(lo, hi), nil), nil
 }
 
 func (b *pebbleBatch) commit() error {
 	if b.err != nil {
 		return b.err
 	}
-	if err := b.stop.Err(); err != nil {
+	if err := b.engine.stop.Err(); err != nil {
 		return err
 	}
-	return b.db.Apply(b.batch, pebble.NoSync)
+	if b.ranges != nil {
+		return b.engine.db.Apply(b.ranges, pebble.NoSync)
+	}
+	return b.buffer.add(b.prefix, b.table)
 }
 
-func (b *pebbleBatch) close() { _ = b.batch.Close() } // gives memory back; has nothing to report
+func (b *pebbleBatch) close() {
+	if b.ranges != nil {
+		_ = b.ranges.Close() // gives memory back; has nothing to report
+	}
+	b.table.reset()
+	batchTables.Put(b.table)
+	b.table = nil
+}

@@ -78,6 +78,9 @@ func (in *pebbleInstall) finish() error {
 			return err
 		}
 	}
+	if err := in.engine.drain(); err != nil {
+		return err
+	}
 	span := pebble.KeyRange{Start: in.lo, End: in.hi}
 	err := in.engine.stop.Try(func() error {
 		_, err := in.engine.db.IngestAndExcise(context.Background(), in.files, nil, nil, span)

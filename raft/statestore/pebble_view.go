@@ -6,21 +6,27 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// pebbleView is an iterator: it holds one state, costs less than a Pebble
-// snapshot, and, unlike one, does not notice an excise.
+// pebbleView is an iterator with what the buffer held: it holds one state, costs
+// less than a Pebble snapshot, and, unlike one, does not notice an excise.
 type pebbleView struct {
-	iter *pebble.Iterator
+	buffer bufferView
+	iter   *pebble.Iterator
 }
 
 func (e *pebbleEngine) newView(lo, hi []byte) (rawView, error) {
-	iter, err := e.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi, UseL6Filters: true})
+	buffer, iter, err := e.buffers.of(lo).view(lo[:prefixBytes], func() (*pebble.Iterator, error) {
+		return e.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi, UseL6Filters: true})
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &pebbleView{iter: iter}, nil
+	return &pebbleView{buffer: buffer, iter: iter}, nil
 }
 
 func (v *pebbleView) get(key []byte) ([]byte, bool, error) {
+	if value, there, found := v.buffer.get(key[prefixBytes:]); found {
+		return value, there, nil
+	}
 	// The prefix of a key is the whole key here, so this uses the filters.
 	if !v.iter.SeekPrefixGE(key) || !bytes.Equal(v.iter.Key(), key) {
 		return nil, false, v.iter.Error()
@@ -35,10 +41,17 @@ func (v *pebbleView) get(key []byte) ([]byte, bool, error) {
 }
 
 func (v *pebbleView) newIter(lo, hi []byte) (rawIter, error) {
-	return asRaw(v.iter.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{LowerBound: lo, UpperBound: hi}}))
+	base, err := asRaw(v.iter.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{LowerBound: lo, UpperBound: hi}}))
+	if err != nil {
+		return nil, err
+	}
+	return merged(base, v.buffer.prefix, v.buffer.collect(lo, hi), nil), nil
 }
 
-func (v *pebbleView) close() error { return v.iter.Close() }
+func (v *pebbleView) close() error {
+	v.buffer.release()
+	return v.iter.Close()
+}
 
 // pebbleSnapshot becomes a set of files soon: it keeps nothing from being
 // compacted, and excises leave it alone.
@@ -46,8 +59,11 @@ type pebbleSnapshot struct {
 	snapshot *pebble.EventuallyFileOnlySnapshot
 }
 
-func (e *pebbleEngine) newSnapshot(lo, hi []byte) rawView {
-	return pebbleSnapshot{e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: lo, End: hi}})}
+func (e *pebbleEngine) newSnapshot(lo, hi []byte) (rawView, error) {
+	if err := e.buffers.of(lo).drain(lo[:prefixBytes]); err != nil {
+		return nil, err
+	}
+	return pebbleSnapshot{e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: lo, End: hi}})}, nil
 }
 
 func (s pebbleSnapshot) get(key []byte) ([]byte, bool, error) { return getCopy(s.snapshot, key) }

@@ -25,7 +25,11 @@ type pair struct {
 	real  *Store
 	ms    *Store
 	index raft.Index
+	held  []heldViews
 }
+
+// heldViews are views of both that were made at the same time.
+type heldViews struct{ real, model *View }
 
 func newPair(t *rapid.T) *pair {
 	p := &pair{t: t, fs: vfs.NewCrashableMem(), model: NewModel()}
@@ -92,11 +96,14 @@ func (p *pair) commit(*rapid.T) {
 		case 3:
 			ops = append(ops, func(b *Batch) string { b.Delete(k); return "" })
 		case 4:
-			ops = append(ops, func(b *Batch) string { b.DeleteRange(lo, hi); return "" })
+			if rapid.IntRange(0, 2).Draw(p.t, "range") == 0 { // seldom: it drains the buffer
+				ops = append(ops, func(b *Batch) string { b.DeleteRange(lo, hi); return "" })
+			}
 		case 5:
 			ops = append(ops, func(b *Batch) string { return getText(b.Get(k)) })
 		case 6:
-			ops = append(ops, func(b *Batch) string { return walk(b.Iter(lo, hi)) })
+			moves := p.moves()
+			ops = append(ops, func(b *Batch) string { return walk(b.Iter(lo, hi)) + wander(b.Iter(lo, hi), moves) })
 		}
 	}
 	fails := rapid.IntRange(0, 9).Draw(p.t, "dropped") == 0
@@ -114,6 +121,96 @@ func (p *pair) commit(*rapid.T) {
 		}
 		return strings.Join(text, "\n")
 	})
+}
+
+// drain moves what waits in memory into Pebble, of one replica or of all.
+func (p *pair) drain(*rapid.T) {
+	e := p.real.engine.(*pebbleEngine)
+	drain := e.buffers.drain
+	if rapid.Bool().Draw(p.t, "one") {
+		prefix := appendPrefix(nil, p.id())
+		drain = func() error { return e.buffers.of(prefix).drain(prefix) }
+	}
+	if err := drain(); err != nil {
+		p.t.Fatalf("drain: %v", err)
+	}
+}
+
+// hold makes a view that stays open while other things happen.
+func (p *pair) hold(*rapid.T) {
+	id := p.id()
+	var h heldViews
+	for _, v := range []struct {
+		view  **View
+		store *Store
+	}{{&h.real, p.real}, {&h.model, p.ms}} {
+		var err error
+		if *v.view, err = v.store.Replica(id).View(); err != nil {
+			p.t.Fatalf("view: %v", err)
+		}
+	}
+	p.held = append(p.held, h)
+}
+
+// look compares a view that was held, and may let it go.
+func (p *pair) look(*rapid.T) {
+	if len(p.held) == 0 {
+		return
+	}
+	i := rapid.IntRange(0, len(p.held)-1).Draw(p.t, "view")
+	h, k := p.held[i], p.key("get")
+	lo, hi := p.span()
+	moves := p.moves()
+	text := func(v *View) string {
+		return getText(v.Get(k)) + walk(v.NewIter(nil, nil)) + wander(v.NewIter(lo, hi), moves)
+	}
+	if real, model := text(h.real), text(h.model); real != model {
+		p.t.Fatalf("the store's view has\n%s\nand the model's\n%s", real, model)
+	}
+	if rapid.Bool().Draw(p.t, "let go") {
+		p.held[i] = p.held[len(p.held)-1]
+		p.held = p.held[:len(p.held)-1]
+		h.close(p)
+	}
+}
+
+func (h heldViews) close(p *pair) {
+	if err := errors.Join(h.real.Close(), h.model.Close()); err != nil {
+		p.t.Fatalf("close view: %v", err)
+	}
+}
+
+func (p *pair) letGo() {
+	for _, h := range p.held {
+		h.close(p)
+	}
+	p.held = nil
+}
+
+// moves draws a walk to and fro.
+func (p *pair) moves() (moves []func(*Iter) bool) {
+	for range rapid.IntRange(0, 8).Draw(p.t, "moves") {
+		k := p.key("seek")
+		moves = append(moves, rapid.SampledFrom([]func(*Iter) bool{
+			(*Iter).First, (*Iter).Last, (*Iter).Next, (*Iter).Prev, (*Iter).Next, (*Iter).Prev,
+			func(i *Iter) bool { return i.SeekGE(k) },
+			func(i *Iter) bool { return i.SeekLT(k) },
+		}).Draw(p.t, "move"))
+	}
+	return moves
+}
+
+// wander makes the moves, from the first key on.
+func wander(iter *Iter, moves []func(*Iter) bool) string {
+	text := fmt.Sprint(iter.First())
+	for _, move := range moves {
+		if move(iter) {
+			text += fmt.Sprintf(" %q=%q", iter.Key(), iter.Value())
+		} else {
+			text += " -"
+		}
+	}
+	return text + fmt.Sprint(iter.Close())
 }
 
 func getText(value []byte, ok bool, err error) string { return fmt.Sprintf("%q %v %v", value, ok, err) }
@@ -173,11 +270,13 @@ func (p *pair) flush(*rapid.T) {
 }
 
 func (p *pair) reopen(*rapid.T) {
+	p.letGo()
 	both(p, func(s *Store) string { return fmt.Sprint(s.Close()) })
 	p.open()
 }
 
 func (p *pair) crash(*rapid.T) {
+	p.letGo()
 	clone := p.fs.CrashClone(vfs.CrashCloneCfg{RNG: rand.New(rand.NewPCG(1, 1))})
 	if err := p.real.Close(); err != nil {
 		p.t.Fatalf("close: %v", err)
@@ -199,11 +298,16 @@ func eachText(p *pair, each func(func(raft.ReplicaKey, raft.Index)) error) strin
 }
 
 func (p *pair) compare(*rapid.T) {
-	both(p, func(s *Store) string { return appliedText(p, s) })
+	if rapid.IntRange(0, 3).Draw(p.t, "list") == 0 { // seldom: it drains the buffers
+		both(p, func(s *Store) string { return appliedText(p, s) })
+	}
 	both(p, func(s *Store) string { return durableText(p, s) })
 	id, k := p.id(), p.key("get")
 	lo, hi := p.span()
-	both(p, func(s *Store) string { return p.replicaText(s.Replica(id), k, lo, hi) })
+	moves := p.moves()
+	both(p, func(s *Store) string {
+		return p.replicaText(s.Replica(id), k, lo, hi) + wander(s.Replica(id).NewIter(lo, hi), moves)
+	})
 }
 
 func (p *pair) replicaText(r *Replica, k, lo, hi []byte) string {
@@ -229,6 +333,7 @@ func TestModelAgreesWithPebble(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := newPair(t)
 		defer func() {
+			p.letGo()
 			if err := p.real.Close(); err != nil {
 				t.Fatalf("close: %v", err)
 			}
@@ -237,6 +342,7 @@ func TestModelAgreesWithPebble(t *testing.T) {
 			"commit": p.commit, "commit2": p.commit, "commit3": p.commit,
 			"move": p.move, "destroy": p.destroy, "flush": p.flush,
 			"reopen": p.reopen, "crash": p.crash,
+			"drain": p.drain, "hold": p.hold, "look": p.look, "look2": p.look,
 			"": p.compare,
 		})
 	})

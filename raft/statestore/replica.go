@@ -64,7 +64,7 @@ func (r *Replica) View() (*View, error) {
 
 // NewBatch begins a batch.
 func (r *Replica) NewBatch() *Batch {
-	return &Batch{replica: r, raw: r.engine.newBatch()}
+	return &Batch{replica: r, raw: r.engine.newBatch(r.prefix)}
 }
 
 // Applied is the applied record as it is now; all zero if there is none.

@@ -25,7 +25,10 @@ type Snapshot struct {
 // Snapshot begins a snapshot of the state as it is now. ErrNoState: there is
 // none. It must be closed.
 func (r *Replica) Snapshot() (*Snapshot, error) {
-	raw := r.engine.newSnapshot(r.prefix, r.end)
+	raw, err := r.engine.newSnapshot(r.prefix, r.end)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot of group %d: %w", r.id.Group, err)
+	}
 	a, ok, err := readApplied(r.prefix, raw.newIter)
 	if err == nil && !ok {
 		err = ErrNoState

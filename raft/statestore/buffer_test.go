@@ -1,0 +1,178 @@
+package statestore
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// TestTableSortsAsBytesDo sorts keys that share much, end early and hold zeros.
+func TestTableSortsAsBytesDo(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		var table table
+		var want [][]byte
+		for range random.IntN(200) {
+			key := bytes.Repeat([]byte("x"), random.IntN(3)*7)
+			for range random.IntN(20) {
+				key = append(key, "ab\x00"[random.IntN(3)])
+			}
+			if table.find(hashKey(key), key) == 0 {
+				want = append(want, key)
+			}
+			table.set(hashKey(key), key, nil, []byte("v"), batchCommit, batchSeen)
+		}
+		slices.SortFunc(want, bytes.Compare)
+		var got [][]byte
+		for _, item := range table.collect(nil, nil, batchCommit) {
+			got = append(got, item.key)
+		}
+		if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {
+			t.Fatalf("sorted\n%q\nwant\n%q", got, want)
+		}
+	}
+}
+
+// TestViewsUnderCommitsAndDrains looks at views while batches are committed that
+// write one number under all keys, and buffers are drained: no view sees two
+// numbers, by whatever way it looks.
+func TestViewsUnderCommitsAndDrains(t *testing.T) {
+	s := openTest(t, testOptions(t, vfs.NewMem()))
+	defer closeTest(t, s)
+	r := s.Replica(key(2, 1))
+	keys := []string{"a", "b", "c", "d"}
+	write := func(n int) {
+		b := r.NewBatch()
+		for _, k := range keys {
+			b.Set([]byte(k), fmt.Appendf(nil, "%d%s", n, bytes.Repeat([]byte(" "), n%9)))
+		}
+		b.SetApplied(1, 1, membership())
+		if err := b.Commit(); err != nil {
+			t.Error(err)
+		}
+	}
+	write(0)
+	stop := make(chan struct{})
+	var wait sync.WaitGroup
+	for range 2 {
+		wait.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				lookForOneNumber(t, r, keys)
+			}
+		})
+	}
+	wait.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				if err := s.engine.(*pebbleEngine).drain(); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for n := range 3000 {
+		write(n)
+	}
+	close(stop)
+	wait.Wait()
+}
+
+func lookForOneNumber(t *testing.T, r *Replica, keys []string) {
+	v, err := r.View()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer func() {
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	seen := make(map[string]bool)
+	for _, k := range keys {
+		value, ok, err := v.Get([]byte(k))
+		if err != nil || !ok {
+			t.Errorf("%s: %v %v", k, ok, err)
+		}
+		seen[string(value)] = true
+	}
+	iter := v.NewIter(nil, nil)
+	for ok := iter.First(); ok; ok = iter.Next() {
+		seen[string(iter.Value())] = true
+	}
+	if err := iter.Close(); err != nil {
+		t.Error(err)
+	}
+	if len(seen) != 1 {
+		t.Errorf("a view saw %v", seen)
+	}
+}
+
+// TestWritingOverFlushes writes over one key until a memtable's worth has been
+// committed: the log has it all, so it must be flushed, though next to nothing
+// is left of it.
+func TestWritingOverFlushes(t *testing.T) {
+	o := testOptions(t, vfs.NewMem())
+	flushed := make(chan struct{}, 1)
+	o.OnFlushed = func() {
+		select {
+		case flushed <- struct{}{}:
+		default:
+		}
+	}
+	s := openTest(t, o)
+	defer closeTest(t, s)
+	r := s.Replica(key(2, 1))
+	value := string(make([]byte, 10<<10))
+	for range o.MemTableBytes/(10<<10) + 2 {
+		put(t, r, 1, "k="+value)
+	}
+	select {
+	case <-flushed:
+	case <-time.After(testDeadline):
+		t.Fatal("nothing was flushed")
+	}
+	if index, err := r.DurableApplied(); err != nil || index != 1 {
+		t.Fatalf("durable is %d, %v", index, err)
+	}
+}
+
+// TestBuffersStayWithinTheirBudget fills the buffers of many replicas.
+func TestBuffersStayWithinTheirBudget(t *testing.T) {
+	o := testOptions(t, vfs.NewMem())
+	o.MemTableBytes = 8 << 20
+	s := openTest(t, o)
+	defer closeTest(t, s)
+	buffers := s.engine.(*pebbleEngine).buffers
+	value := string(make([]byte, 1000))
+	for n := range 20_000 {
+		put(t, s.Replica(key(uint64(2+n%20), 1)), 1, fmt.Sprintf("k%d=%s", n, value))
+		if n%1000 != 0 {
+			continue
+		}
+		held := 0
+		for _, b := range buffers.all {
+			b.mu.RLock()
+			held += b.table.bytes()
+			b.mu.RUnlock()
+		}
+		// Who comes late finds the share of the others smaller, not theirs emptied.
+		if most := buffers.budget + 20*bufferBytesMin; held > most {
+			t.Fatalf("%d bytes wait, at most %d should", held, most)
+		}
+	}
+}
