@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/internal/wire"
 )
 
 // Settings of gRPC connections; its own defaults would refuse an answer over
@@ -39,16 +40,15 @@ func (d *GRPCDialer) open(addr string) (*grpc.ClientConn, error) {
 	if creds == nil {
 		creds = insecure.NewCredentials()
 	}
-	options := append([]grpc.DialOption{
+	options := append(wire.DialOptions(),
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(receiveBytesMax)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.3, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
 			MinConnectTimeout: dialTimeout,
-		}),
-	}, d.Options...)
-	return grpc.NewClient("passthrough:///"+addr, options...)
+		}))
+	return grpc.NewClient("passthrough:///"+addr, append(options, d.Options...)...)
 }
 
 // Dial opens a Batch stream to a node.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/flotilla-kv/flotilla/internal/wire"
 	"github.com/flotilla-kv/flotilla/raft/transport"
 )
 
@@ -51,13 +52,13 @@ func (c *conns) get(addr string) (grpc.ClientConnInterface, error) {
 	if len(c.byAddr) >= connsMax {
 		c.drop()
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr,
+	conn, err := grpc.NewClient("passthrough:///"+addr, append(wire.DialOptions(),
 		grpc.WithTransportCredentials(c.credentials),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: connBackoffMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: connBackoffMax},
 			MinConnectTimeout: connTimeout,
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.ReceiveBytesMax)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.ReceiveBytesMax)))...)
 	if err != nil {
 		return nil, err
 	}

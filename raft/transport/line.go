@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/internal/wire"
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
@@ -88,7 +89,7 @@ func (l *line) hangUp() {
 }
 
 func (t *Transport) newConn(addr string, dial dialFunc) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+addr,
+	return grpc.NewClient("passthrough:///"+addr, append(wire.DialOptions(),
 		grpc.WithTransportCredentials(t.opts.Credentials),
 		grpc.WithContextDialer(dial),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -99,7 +100,7 @@ func (t *Transport) newConn(addr string, dial dialFunc) (*grpc.ClientConn, error
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(ReceiveBytesMax)),
 		grpc.WithDisableRetry(),
 		grpc.WithDisableServiceConfig(),
-	)
+	)...)
 }
 
 func (l *line) start() {

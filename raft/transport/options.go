@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/flotilla-kv/flotilla/internal/wire"
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
@@ -185,9 +186,9 @@ func setDefault[T comparable](field *T, value T) {
 // ServerOptions are what the node's gRPC server needs for this transport:
 // messages of up to ReceiveBytesMax, and peers that send keepalives.
 func ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{
+	return append(wire.ServerOptions(),
 		grpc.MaxRecvMsgSize(ReceiveBytesMax),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-	}
+	)
 }
