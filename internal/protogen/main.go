@@ -13,7 +13,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"slices"
 
 	"github.com/bufbuild/protocompile"
 	"github.com/bufbuild/protocompile/protoutil"
@@ -33,24 +35,48 @@ func main() {
 	}
 }
 
+// plugin turns files into Go.
+type plugin struct {
+	name      string
+	parameter string
+	only      []string // base names of the files it is for; nil: all
+}
+
+// plugins make the messages, the services, and, for the messages that there are
+// many of, an encoding without reflection. The unsafe decoding shares the
+// memory of what it decodes.
+var plugins = []plugin{
+	{name: "protoc-gen-go"},
+	{name: "protoc-gen-go-grpc"},
+	{name: "protoc-gen-go-vtproto", parameter: ",features=marshal+size+unmarshal+unmarshal_unsafe", only: []string{"kv.proto"}},
+	{name: "protoc-gen-go-vtproto", parameter: ",features=marshal+size+unmarshal_unsafe", only: []string{"raft.proto"}},
+}
+
+func (p plugin) files(all []string) []string {
+	if p.only == nil {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(file string) bool { return !slices.Contains(p.only, path.Base(file)) })
+}
+
 func run(root string, files []string) error {
 	descriptors, err := compile(root, files)
 	if err != nil {
 		return err
 	}
-	for _, plugin := range []string{"protoc-gen-go", "protoc-gen-go-grpc"} {
+	for _, plugin := range plugins {
 		request := &pluginpb.CodeGeneratorRequest{
-			FileToGenerate: files,
-			Parameter:      proto.String("paths=source_relative"),
+			FileToGenerate: plugin.files(files),
+			Parameter:      proto.String("paths=source_relative" + plugin.parameter),
 			ProtoFile:      descriptors,
 		}
-		response, err := generate(plugin, request)
+		response, err := generate(plugin.name, request)
 		if err != nil {
-			return fmt.Errorf("%s: %w", plugin, err)
+			return fmt.Errorf("%s: %w", plugin.name, err)
 		}
 		for _, file := range response.File {
-			path := filepath.Join(root, filepath.FromSlash(file.GetName()))
-			if err := os.WriteFile(path, []byte(file.GetContent()), 0o644); err != nil {
+			name := filepath.Join(root, filepath.FromSlash(file.GetName()))
+			if err := os.WriteFile(name, []byte(file.GetContent()), 0o644); err != nil {
 				return err
 			}
 		}

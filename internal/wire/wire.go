@@ -16,6 +16,7 @@ func DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithStaticStreamWindowSize(streamWindowBytes),
 		grpc.WithStaticConnWindowSize(connWindowBytes),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
 	}
 }
 
@@ -24,5 +25,6 @@ func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.StaticStreamWindowSize(streamWindowBytes),
 		grpc.StaticConnWindowSize(connWindowBytes),
+		grpc.ForceServerCodecV2(newCodec()),
 	}
 }
