@@ -1,6 +1,7 @@
 package logstore
 
 import (
+	"runtime"
 	"sync"
 
 	"github.com/flotilla-kv/flotilla/raft"
@@ -71,6 +72,9 @@ func (q *queue) take(maxBytes int) (requests []request, compact map[raft.Replica
 			return nil, nil, false
 		}
 		q.changed.Wait()
+		q.mu.Unlock()
+		runtime.Gosched() // others who were woken with who queued this share it
+		q.mu.Lock()
 	}
 	n, bytes := 0, 0
 	for n < len(q.requests) && (n == 0 || bytes+q.requests[n].bytes <= maxBytes) {
