@@ -6,7 +6,7 @@ GO      ?= go
 PKGS    := ./...
 export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
 
-.PHONY: all build check test lint fmt-check generated race race-run unit process soak seeds readme bench bench-peers fuzz
+.PHONY: all build check test lint fmt-check generated race race-run unit process soak seeds readme bench bench-peers profile fuzz
 
 all: check
 
@@ -56,6 +56,9 @@ fuzz: ## each fuzz target for FUZZTIME
 
 bench: build ## a cluster of three processes under load
 	.ci/bench
+
+profile: ## make the profile by which the binary is optimised anew
+	.ci/profile
 
 bench-peers: build ## ours and etcd's, side by side
 	cd tests/peers && $(GO) run . $(BENCH_FLAGS)
