@@ -1,6 +1,9 @@
 package statestore
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -9,46 +12,55 @@ import (
 
 // Limits of what waits in memory on its way to Pebble.
 const (
-	bufferBytesMax = 4 << 20  // of one replica
+	bufferBytesMax = 4 << 20  // of one replica; as much again while it is drained
 	bufferBytesMin = 64 << 10 // of one replica, however many there are
-	buffersPart    = 2        // all together: one part in so many of a memtable
+	buffersPart    = 4        // all together: one part in so many of a memtable; likewise
+	drainsAtOnce   = 2
 )
 
 // buffer holds what was committed to one replica and is not in Pebble yet. A
 // hash table takes a write for a tenth of what Pebble's memtable takes, and most
 // of what is written is soon written over: the answers of sessions, the applied
-// record, hot keys. When the buffer is full, or when all is to be flushed, it is
-// drained: what it holds goes into Pebble as one batch, in order.
+// record, hot keys. When the table is full it is drained: what it holds goes into
+// Pebble as one batch, in order, while commits go on in another table.
 //
 // The Raft log has it all, as it has what is in the memtable: neither survives
 // a crash.
 type buffer struct {
-	set   *buffers
-	order sync.Mutex    // of commits, drains and replacements: one at a time
-	seen  atomic.Uint64 // the last commit that a view may look at
+	set    *buffers
+	prefix [prefixBytes]byte
+	spread int           // percent of its room: replicas of a group need not be full at once
+	order  sync.Mutex    // of commits, drains and replacements: one at a time
+	seen   atomic.Uint64 // the last commit that a view may look at
 
-	mu     sync.RWMutex // guards all below; writers hold order too
-	table  *table
-	commit uint64 // the last one
+	mu      sync.RWMutex // guards all below; who changes table holds order too
+	table   *table       // what was committed last; nil: nothing
+	older   *table       // what is being drained; nil: nothing
+	drained chan struct{}
+	commit  uint64 // the last one
 }
 
 // buffers are those of a store.
 type buffers struct {
 	db     *pebble.DB
+	fail   func(error)   // told when a drain in the background fails
 	budget int           // bytes in all of them together
 	used   atomic.Int32  // how many are not empty
 	owed   atomic.Int64  // bytes committed since the last drain of all
 	most   int64         // owed
 	full   chan struct{} // that much is owed; capacity 1
+	slots  chan struct{} // of drains in the background
+	drains sync.WaitGroup
 
 	mu  sync.RWMutex
 	all map[[prefixBytes]byte]*buffer
 }
 
-func newBuffers(db *pebble.DB, memTableBytes uint64) *buffers {
+func newBuffers(db *pebble.DB, memTableBytes uint64, fail func(error)) *buffers {
 	return &buffers{
-		db: db, budget: int(memTableBytes / buffersPart), most: int64(memTableBytes),
-		full: make(chan struct{}, 1), all: make(map[[prefixBytes]byte]*buffer),
+		db: db, fail: fail, budget: int(memTableBytes / buffersPart), most: int64(memTableBytes),
+		full: make(chan struct{}, 1), slots: make(chan struct{}, drainsAtOnce),
+		all: make(map[[prefixBytes]byte]*buffer),
 	}
 }
 
@@ -64,16 +76,23 @@ func (s *buffers) of(key []byte) *buffer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if b = s.all[id]; b == nil {
-		b = &buffer{set: s, table: new(table)}
+		b = &buffer{set: s, prefix: id, spread: 70 + int(hashKey(id[:])%61)}
 		s.all[id] = b
 	}
 	return b
 }
 
+// forget drops the buffer of a replica that is gone; it has been drained.
+func (s *buffers) forget(prefix []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, [prefixBytes]byte(prefix[:prefixBytes]))
+}
+
 // room is what one replica's may hold.
-func (s *buffers) room() int {
-	share := s.budget / max(1, int(s.used.Load()))
-	return min(max(share, bufferBytesMin), bufferBytesMax)
+func (b *buffer) room() int {
+	share := b.set.budget / max(1, int(b.set.used.Load()))
+	return min(max(share, bufferBytesMin), bufferBytesMax) * b.spread / 100
 }
 
 // owe counts what was committed. The Raft log keeps it until it is flushed, so
@@ -94,44 +113,67 @@ func (s *buffers) drain() error {
 	s.owed.Store(0)
 	s.mu.RLock()
 	all := make([]*buffer, 0, len(s.all))
-	prefixes := make([][prefixBytes]byte, 0, len(s.all))
-	for prefix, b := range s.all {
-		all, prefixes = append(all, b), append(prefixes, prefix)
+	for _, b := range s.all {
+		all = append(all, b)
 	}
 	s.mu.RUnlock()
-	for i, b := range all {
-		if err := b.drain(prefixes[i][:]); err != nil {
+	for _, b := range all {
+		if err := b.drain(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// close waits for the drains in the background.
+func (s *buffers) close() { s.drains.Wait() }
+
 // get looks a key up; found is false if the buffer knows nothing of it. The
 // value is a copy.
 func (b *buffer) get(key []byte) (value []byte, there, found bool) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return b.table.get(key, b.commit)
+	return lookUp(key, b.table, b.older, b.commit)
+}
+
+// lookUp looks into a table, as of a commit, and into the older one.
+func lookUp(key []byte, table, older *table, commit uint64) (value []byte, there, found bool) {
+	if table == nil && older == nil {
+		return nil, false, false
+	}
+	hash := hashKey(key)
+	if table != nil {
+		if value, there, found = table.get(hash, key, commit); found {
+			return value, there, true
+		}
+	}
+	if older != nil {
+		return older.get(hash, key, commit)
+	}
+	return nil, false, false
 }
 
 // add commits what a batch has gathered.
-func (b *buffer) add(prefix []byte, batch *table) error {
+func (b *buffer) add(batch *table) error {
 	defer b.set.owe(batch.bytes())
 	b.order.Lock()
 	defer b.order.Unlock()
-	room := b.set.room()
-	if b.table.keys > 0 && b.table.bytes()+batch.bytes() > room {
-		if err := b.drainLocked(prefix); err != nil {
+	room := b.room()
+	if batch.bytes() > room {
+		if err := b.drainLocked(); err != nil {
+			return err
+		}
+		return b.apply(batch)
+	}
+	if b.table != nil && b.table.bytes()+batch.bytes() > room {
+		if err := b.change(); err != nil {
 			return err
 		}
 	}
-	if batch.bytes() > room {
-		return b.apply(prefix, batch)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.table.keys == 0 {
+	if b.table == nil {
+		b.table = bufferTables.Get().(*table)
 		b.set.used.Add(1)
 	}
 	b.commit++
@@ -147,36 +189,91 @@ func (b *buffer) add(prefix []byte, batch *table) error {
 	return nil
 }
 
-// drain empties the buffer into Pebble.
-func (b *buffer) drain(prefix []byte) error {
-	b.order.Lock()
-	defer b.order.Unlock()
-	return b.drainLocked(prefix)
+// bufferTables keeps the memory of tables.
+var bufferTables = sync.Pool{New: func() any { return new(table) }}
+
+// change begins to drain the table in the background. order is held.
+func (b *buffer) change() error {
+	if err := b.settle(); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.older, b.table = b.table, nil
+	b.drained = make(chan struct{})
+	b.set.used.Add(-1)
+	b.set.drains.Add(1)
+	go b.drainOlder()
+	return nil
 }
 
-// drainLocked is drain for who holds order. Reads go on: until the table is
-// changed for an empty one both it and Pebble have what it holds.
-func (b *buffer) drainLocked(prefix []byte) error {
-	if b.table.keys == 0 {
+// drainOlder is the drain in the background. Reads go on: until the table is
+// gone both it and Pebble have what it holds.
+func (b *buffer) drainOlder() {
+	defer b.set.drains.Done()
+	defer close(b.drained)
+	b.set.slots <- struct{}{}
+	defer func() { <-b.set.slots }()
+	if err := b.apply(b.older); err != nil {
+		b.set.fail(fmt.Errorf("drain: %w", err))
+		return // the table stays, and nothing is committed any more
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.older.release()
+	b.older = nil
+}
+
+// settle waits for the drain in the background. order is held.
+func (b *buffer) settle() error {
+	if b.drained == nil {
 		return nil
 	}
-	if err := b.apply(prefix, b.table); err != nil {
+	<-b.drained
+	if b.older != nil {
+		return errors.New("an earlier drain failed")
+	}
+	return nil
+}
+
+// drain empties the buffer into Pebble.
+func (b *buffer) drain() error {
+	b.order.Lock()
+	defer b.order.Unlock()
+	return b.drainLocked()
+}
+
+// drainLocked is drain for who holds order.
+func (b *buffer) drainLocked() error {
+	if err := b.settle(); err != nil {
+		return err
+	}
+	if b.table == nil {
+		return nil
+	}
+	if err := b.apply(b.table); err != nil {
 		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.set.used.Add(-1)
-	if b.table.views.Load() > 0 {
-		b.table = new(table)
-	} else {
-		b.table.reset()
-	}
+	b.table.release()
+	b.table = nil
 	return nil
 }
 
+// release gives the table's memory back, unless views look at it.
+func (t *table) release() {
+	if t.views.Load() == 0 {
+		t.reset()
+		bufferTables.Put(t)
+	}
+}
+
 // apply writes the newest of a table into Pebble, in order: its memtable takes a
-// key behind the one before in a third of the time.
-func (b *buffer) apply(prefix []byte, t *table) error {
+// key behind the one before in a third of the time. It is one batch: what is
+// durable must never be the half of it.
+func (b *buffer) apply(t *table) error {
 	batch := b.set.db.NewBatch(pebble.WithMaxRetainedSizeBytes(batchKeepBytes))
 	defer func() { _ = batch.Close() }() // gives memory back; has nothing to report
 	refs := drainRefs.Get().(*[]ref)
@@ -185,7 +282,7 @@ func (b *buffer) apply(prefix []byte, t *table) error {
 	t.sort(*refs, 0)
 	for _, r := range *refs {
 		e := &t.entries[r.entry-1]
-		if err := addTo(batch, prefix, t.keyOf(e), t.valueOf(e), e.deleted); err != nil {
+		if err := addTo(batch, b.prefix[:], t.keyOf(e), t.valueOf(e), e.deleted); err != nil {
 			return err
 		}
 	}
@@ -212,14 +309,14 @@ func addTo(batch *pebble.Batch, prefix, key, value []byte, deleted bool) error {
 type bufferView struct {
 	buffer *buffer
 	table  *table
+	older  *table
 	commit uint64
-	prefix []byte
 }
 
 // view pins what the buffer holds and calls open while the two agree: what is
-// drained meanwhile was in the table, and nothing is committed. It must be
+// drained meanwhile is in a table too, and nothing is committed. It must be
 // released.
-func (b *buffer) view(prefix []byte, open func() (*pebble.Iterator, error)) (bufferView, *pebble.Iterator, error) {
+func (b *buffer) view(open func() (*pebble.Iterator, error)) (bufferView, *pebble.Iterator, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	iter, err := open()
@@ -228,35 +325,59 @@ func (b *buffer) view(prefix []byte, open func() (*pebble.Iterator, error)) (buf
 	}
 	for seen := b.seen.Load(); seen < b.commit && !b.seen.CompareAndSwap(seen, b.commit); seen = b.seen.Load() {
 	}
-	b.table.views.Add(1)
-	return bufferView{buffer: b, table: b.table, commit: b.commit, prefix: prefix}, iter, nil
+	v := bufferView{buffer: b, table: b.table, older: b.older, commit: b.commit}
+	v.pin(1)
+	return v, iter, nil
 }
 
-func (v bufferView) release() { v.table.views.Add(-1) }
+func (v bufferView) pin(by int32) {
+	for _, t := range []*table{v.table, v.older} {
+		if t != nil {
+			t.views.Add(by)
+		}
+	}
+}
+
+func (v bufferView) release() { v.pin(-1) }
 
 // get looks a key up as buffer.get does.
 func (v bufferView) get(key []byte) (value []byte, there, found bool) {
 	v.buffer.mu.RLock()
 	defer v.buffer.mu.RUnlock()
-	return v.table.get(key, v.commit)
+	return lookUp(key, v.table, v.older, v.commit)
 }
 
 // collect lists what it holds of whole keys in [lo, hi).
 func (v bufferView) collect(lo, hi []byte) []tableItem {
 	v.buffer.mu.RLock()
 	defer v.buffer.mu.RUnlock()
-	if v.table.keys == 0 {
-		return nil
-	}
-	if len(lo) >= prefixBytes {
-		lo = lo[prefixBytes:]
-	} else {
-		lo = nil
-	}
-	if len(hi) > prefixBytes && string(hi[:prefixBytes]) == string(v.prefix) {
+	lo = lo[prefixBytes:]
+	if len(hi) > prefixBytes && string(hi[:prefixBytes]) == string(v.buffer.prefix[:]) {
 		hi = hi[prefixBytes:]
 	} else {
 		hi = nil
 	}
-	return v.table.collect(lo, hi, v.commit)
+	return onTop(v.older.collect(lo, hi, v.commit), v.table.collect(lo, hi, v.commit))
+}
+
+// onTop merges two sorted lists; where both have a key, above counts.
+func onTop(below, above []tableItem) []tableItem {
+	if len(below) == 0 {
+		return above
+	}
+	if len(above) == 0 {
+		return below
+	}
+	all := make([]tableItem, 0, len(below)+len(above))
+	for len(below) > 0 && len(above) > 0 {
+		switch c := bytes.Compare(below[0].key, above[0].key); {
+		case c < 0:
+			all, below = append(all, below[0]), below[1:]
+		case c == 0:
+			below = below[1:]
+		default:
+			all, above = append(all, above[0]), above[1:]
+		}
+	}
+	return append(append(all, below...), above...)
 }

@@ -160,7 +160,7 @@ func openPebble(options Options, claim *disk.Claim) (*pebbleEngine, error) {
 		e.release()
 		return nil, &DamagedError{Dir: options.Dir, Err: err}
 	}
-	e.db, e.buffers = db, newBuffers(db, options.MemTableBytes)
+	e.db, e.buffers = db, newBuffers(db, options.MemTableBytes, e.stop.Fail)
 	go e.flushLoop(options.OnFlushed)
 	return e, nil
 }
@@ -233,11 +233,11 @@ func (e *pebbleEngine) newIter(lo, hi []byte) (rawIter, error) {
 		}
 		return asRaw(open())
 	}
-	view, iter, err := e.buffers.of(lo).view(lo[:prefixBytes], open)
+	view, iter, err := e.buffers.of(lo).view(open)
 	if err != nil {
 		return nil, err
 	}
-	return merged(iter, view.prefix, view.collect(lo, hi), view.release), nil
+	return merged(iter, lo[:prefixBytes], view.collect(lo, hi), view.release), nil
 }
 
 func (e *pebbleEngine) newDurableIter(lo, hi []byte) (rawIter, error) {
@@ -256,6 +256,7 @@ func (e *pebbleEngine) excise(lo, hi []byte) error {
 	if err := e.buffers.drain(); err != nil {
 		return e.failed(err)
 	}
+	defer e.buffers.forget(lo)
 	err := e.stop.Try(func() error {
 		return e.db.Excise(context.Background(), pebble.KeyRange{Start: lo, End: hi})
 	})
@@ -339,6 +340,7 @@ func (e *pebbleEngine) closeOnce() error {
 		return err
 	}
 	err := e.flush()
+	e.buffers.close()
 	close(e.closing)
 	<-e.notified
 	if err != nil {

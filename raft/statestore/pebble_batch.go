@@ -78,7 +78,7 @@ func (b *pebbleBatch) toRanges() error {
 	if b.ranges != nil {
 		return nil
 	}
-	if err := b.buffer.drain(b.prefix); err != nil {
+	if err := b.buffer.drain(); err != nil {
 		return err
 	}
 	b.ranges = b.engine.db.NewIndexedBatch()
@@ -101,7 +101,7 @@ func (b *pebbleBatch) get(key []byte) ([]byte, bool, error) {
 	if b.ranges != nil {
 		return getCopy(b.ranges, b.whole(key))
 	}
-	if value, there, found := b.table.get(key, batchCommit); found {
+	if value, there, found := b.table.get(hashKey(key), key, batchCommit); found {
 		return value, there, nil
 	}
 	if value, there, found := b.buffer.get(key); found {
@@ -119,7 +119,7 @@ func (b *pebbleBatch) newIter(lo, hi []byte) (rawIter, error) {
 	if err != nil {
 		return nil, err
 	}
-	own := bufferView{buffer: b.buffer, table: b.table, commit: batchCommit, prefix: b.prefix}
+	own := bufferView{buffer: b.buffer, table: b.table, commit: batchCommit}
 	return merged(below, b.prefix, own.collect(lo, hi), nil), nil
 }
 
@@ -133,7 +133,7 @@ func (b *pebbleBatch) commit() error {
 	if b.ranges != nil {
 		return b.engine.db.Apply(b.ranges, pebble.NoSync)
 	}
-	return b.buffer.add(b.prefix, b.table)
+	return b.buffer.add(b.table)
 }
 
 func (b *pebbleBatch) close() {

@@ -14,7 +14,7 @@ type pebbleView struct {
 }
 
 func (e *pebbleEngine) newView(lo, hi []byte) (rawView, error) {
-	buffer, iter, err := e.buffers.of(lo).view(lo[:prefixBytes], func() (*pebble.Iterator, error) {
+	buffer, iter, err := e.buffers.of(lo).view(func() (*pebble.Iterator, error) {
 		return e.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi, UseL6Filters: true})
 	})
 	if err != nil {
@@ -45,7 +45,7 @@ func (v *pebbleView) newIter(lo, hi []byte) (rawIter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return merged(base, v.buffer.prefix, v.buffer.collect(lo, hi), nil), nil
+	return merged(base, v.buffer.buffer.prefix[:], v.buffer.collect(lo, hi), nil), nil
 }
 
 func (v *pebbleView) close() error {
@@ -60,7 +60,7 @@ type pebbleSnapshot struct {
 }
 
 func (e *pebbleEngine) newSnapshot(lo, hi []byte) (rawView, error) {
-	if err := e.buffers.of(lo).drain(lo[:prefixBytes]); err != nil {
+	if err := e.buffers.of(lo).drain(); err != nil {
 		return nil, err
 	}
 	return pebbleSnapshot{e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: lo, End: hi}})}, nil

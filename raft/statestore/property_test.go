@@ -128,8 +128,18 @@ func (p *pair) drain(*rapid.T) {
 	e := p.real.engine.(*pebbleEngine)
 	drain := e.buffers.drain
 	if rapid.Bool().Draw(p.t, "one") {
-		prefix := appendPrefix(nil, p.id())
-		drain = func() error { return e.buffers.of(prefix).drain(prefix) }
+		b := e.buffers.of(appendPrefix(nil, p.id()))
+		drain = b.drain
+		if rapid.Bool().Draw(p.t, "in the background") {
+			drain = func() error {
+				b.order.Lock()
+				defer b.order.Unlock()
+				if b.table == nil {
+					return nil
+				}
+				return b.change()
+			}
+		}
 	}
 	if err := drain(); err != nil {
 		p.t.Fatalf("drain: %v", err)

@@ -97,11 +97,8 @@ func (t *table) at(n int32, commit uint64) *tableEntry {
 
 // get is a copy of the value as of a commit; found is false if the table knows
 // nothing of the key.
-func (t *table) get(key []byte, commit uint64) (value []byte, there, found bool) {
-	if t.keys == 0 {
-		return nil, false, false
-	}
-	e := t.at(t.find(hashKey(key), key), commit)
+func (t *table) get(hash uint32, key []byte, commit uint64) (value []byte, there, found bool) {
+	e := t.at(t.find(hash, key), commit)
 	switch {
 	case e == nil:
 		return nil, false, false
@@ -186,6 +183,9 @@ type tableItem struct {
 // collect lists what is in [lo, hi) as of a commit, in order; nil hi is no
 // bound.
 func (t *table) collect(lo, hi []byte, commit uint64) []tableItem {
+	if t == nil || t.keys == 0 {
+		return nil
+	}
 	refs := t.refs(nil, lo, hi)
 	t.sort(refs, 0)
 	items := make([]tableItem, 0, len(refs))
