@@ -253,6 +253,9 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	if refused != nil {
 		return refused, nil
 	}
+	if m.scratch.written > entryBytesMax {
+		return refusal(flotillav1.Code_BUSY, "the writes that came together with this one are too large"), nil
+	}
 	if w.session.seq == 0 {
 		return m.applyPlain(b, w, sh)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -37,6 +38,38 @@ func TestOverPebble(t *testing.T) {
 		b, err2 := Digest(real.replica, 0)
 		if err != nil || err2 != nil || a != b || a.Keys == 0 || a.Answers == 0 {
 			t.Fatalf("digests of shard %d: %+v %v, %+v %v", shard, a, err, b, err2)
+		}
+	}
+}
+
+// TestSmallEntriesWithLargeEffects appends to many large values in one entry: what
+// passes the bound is answered BUSY, has no effect, and may come again.
+func TestSmallEntriesWithLargeEffects(t *testing.T) {
+	for _, r := range []*rig{newRig(t), newPebbleRig(t)} {
+		r.born(t, epoch, 1)
+		const keys = 40
+		var commands []command
+		for i := range uint64(keys) {
+			key := fmt.Sprint("key", i)
+			r.one(t, epoch, plain(0, put(key, strings.Repeat("v", ValueBytesMax-keys))))
+			commands = append(commands, numbered(0, alice, i+1, 1, appendTo(key, "x")))
+		}
+		for round := 1; len(commands) > 0; round++ {
+			var busy []command
+			for i, a := range r.apply(t, newEntry(epoch, commands...)) {
+				switch {
+				case a.refused == flotillav1.Code_BUSY:
+					busy = append(busy, commands[i])
+				case a.refused != flotillav1.Code_OK || a.results[0].number != ValueBytesMax-keys+1:
+					t.Fatalf("round %d, command %d: %v %s %+v", round, i, a.refused, a.message, a.results)
+				case len(busy) > 0:
+					t.Fatalf("round %d: command %d was carried out behind one that was too much", round, i)
+				}
+			}
+			if len(busy) == len(commands) || round == 1 && len(busy) == 0 {
+				t.Fatalf("round %d: %d of %d are busy", round, len(busy), len(commands))
+			}
+			commands = busy
 		}
 	}
 }

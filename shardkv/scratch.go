@@ -13,6 +13,7 @@ type scratch struct {
 	effects effects
 	encoder encoder
 	key     []byte
+	written int // bytes, by the entry so far
 
 	// Answers that somebody waits for outlive the entry; those of an entry are
 	// made at once.
@@ -36,6 +37,7 @@ type soleAnswer struct {
 
 // begin prepares for an entry of n commands.
 func (s *scratch) begin(n int, waited bool) {
+	s.written = 0
 	if s.waited = waited; waited {
 		s.answers = make([]soleAnswer, n)
 	}
@@ -63,6 +65,7 @@ func (s *scratch) effectsOn(b *statestore.Batch, sh *heldShard, time int64) *eff
 		shardView: shardView{view: batchView{b}, shard: sh.id, inc: sh.incarnation, time: time, key: s.effects.key},
 		batch:     b,
 		held:      sh,
+		written:   &s.written,
 		head:      s.effects.head,
 	}
 	return &s.effects

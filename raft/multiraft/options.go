@@ -59,6 +59,7 @@ type Limits struct {
 	LogQueueBytes    int64 // writes not yet durable, all workers; 32 MiB, half of what the log store queues. Beyond: no new entries
 	UnappliedBytes   int   // entries a core hands out ahead of apply; 8 MiB
 	ApplyBatchBytes  int   // entries in one batch of the state store; 1 MiB
+	EffectBytes      int   // their effects; 64 MiB, small entries can have large ones
 	CampaignsMax     int   // campaigns of a worker at once, when it starts them itself; 64
 	SnapshotSendsMax int   // snapshots streamed at once; 2
 	LogKeepBytes     int64 // kept log of all groups; 2 GiB
@@ -74,6 +75,7 @@ func (l Limits) withDefaults() Limits {
 	setDefault(&l.LogQueueBytes, 32<<20)
 	setDefault(&l.UnappliedBytes, 8<<20)
 	setDefault(&l.ApplyBatchBytes, 1<<20)
+	setDefault(&l.EffectBytes, 64<<20)
 	setDefault(&l.CampaignsMax, 64)
 	setDefault(&l.SnapshotSendsMax, 2)
 	setDefault(&l.LogKeepBytes, 2<<30)

@@ -56,27 +56,41 @@ type ReplicaSpec struct {
 	NewStateMachine func(*statestore.Replica) StateMachine
 }
 
-// applyEntries applies entries as one batch of the state store and notes in s
-// who is to be answered.
+// applyEntries applies entries, mostly as one batch of the state store, and notes
+// in s who is to be answered.
 func (r *replica) applyEntries(entries []raft.Entry, s *applyScratch) error {
 	next := r.apply.appliedIndex() + 1
 	assert.That(entries[0].Index == next, "group %d replica %d applies entry %d behind %d",
 		r.key.Group, r.key.Replica, entries[0].Index, next-1)
+	for len(entries) > 0 {
+		n, err := r.applyBatch(entries, s)
+		if err != nil {
+			return err
+		}
+		entries = entries[n:]
+	}
+	return nil
+}
+
+// applyBatch applies entries as one batch, as many as it takes.
+func (r *replica) applyBatch(entries []raft.Entry, s *applyScratch) (n int, err error) {
 	b := r.state.NewBatch()
 	defer b.Close()
-	for i := range entries {
-		if err := r.applyEntry(b, &entries[i], s); err != nil {
-			return fmt.Errorf("entry %d of term %d: %w", entries[i].Index, entries[i].Term, err)
+	for n < len(entries) && (n == 0 || b.Bytes() < r.worker.h.opts.Limits.EffectBytes) {
+		e := &entries[n]
+		if err := r.applyEntry(b, e, s); err != nil {
+			return n, fmt.Errorf("entry %d of term %d: %w", e.Index, e.Term, err)
 		}
+		n++
 	}
 	r.machine.Finish(b)
-	last := &entries[len(entries)-1]
+	last := &entries[n-1]
 	b.SetApplied(last.Index, last.Term, r.appliedMembership)
 	if err := b.Commit(); err != nil {
-		return err
+		return n, err
 	}
 	r.machine.Committed(last.Index)
-	return nil
+	return n, nil
 }
 
 func (r *replica) applyEntry(b *statestore.Batch, e *raft.Entry, s *applyScratch) error {

@@ -351,7 +351,7 @@ func runSeed(t *testing.T, seed uint64) (acknowledged int) {
 		o.Limits.LogKeepBytes = keep
 		o.Timing.ProposalTimeout = 3 * time.Second
 		o.Timing.FlushAfter = time.Second
-		o.Limits.ApplyBatchBytes = 200
+		o.Limits.ApplyBatchBytes, o.Limits.EffectBytes = 200, int(seed%5)*20 // now and then several batches for that
 	})
 	w.rand = rand.New(rand.NewPCG(seed, 7))
 	for g := raft.GroupID(2); g < 5; g++ {

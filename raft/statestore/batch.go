@@ -50,6 +50,9 @@ func (b *Batch) Delete(key []byte) {
 // an insert into the store's memory. A key that is set twice may count once.
 func (b *Batch) Changes() int { return b.raw.changes() }
 
+// Bytes is about what the batch holds in memory.
+func (b *Batch) Bytes() int { return b.raw.bytes() }
+
 // DeleteRange removes the keys of [lo, hi); nil is no bound.
 func (b *Batch) DeleteRange(lo, hi []byte) { b.raw.deleteRange(b.replica.bounds(lo, hi)) }
 

@@ -39,6 +39,22 @@ func TestTableSortsAsBytesDo(t *testing.T) {
 	}
 }
 
+// TestValuesThatGrowTakeWhatTheyNeed appends to one value again and again.
+func TestValuesThatGrowTakeWhatTheyNeed(t *testing.T) {
+	var table table
+	key, value := []byte("k"), []byte{}
+	for n := range 100_000 {
+		value = append(value, byte(n))
+		table.set(hashKey(key), key, value[:n/2], value[n/2:], batchCommit, batchSeen)
+	}
+	if got, _, _ := table.get(hashKey(key), key, batchCommit); !bytes.Equal(got, value) {
+		t.Fatal("the value is another")
+	}
+	if most := 8 * len(value); len(table.arena) > most {
+		t.Fatalf("a value of %d bytes takes %d", len(value), len(table.arena))
+	}
+}
+
 // TestViewsUnderCommitsAndDrains looks at views while batches are committed that
 // write one number under all keys, and buffers are drained: no view sees two
 // numbers, by whatever way it looks.

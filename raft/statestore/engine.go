@@ -49,6 +49,7 @@ type rawBatch interface {
 	deleteRange(lo, hi []byte)
 	// changes counts what is to be written; a key twice may count once.
 	changes() int
+	bytes() int
 	get(key []byte) (value []byte, ok bool, err error)
 	newIter(lo, hi []byte) (rawIter, error)
 	commit() error

@@ -240,6 +240,7 @@ type modelBatch struct {
 	engine  modelEngine
 	prefix  []byte
 	ops     []modelOp
+	size    int
 	scratch *modelTree // the state with ops applied; nil until something is read
 }
 
@@ -252,6 +253,7 @@ func (b *modelBatch) do(op modelOp) {
 
 func (b *modelBatch) set(key, head, tail []byte) {
 	p := modelPair{key: slices.Concat(b.prefix, key), value: slices.Concat(head, tail)}
+	b.size += len(p.key) + len(p.value)
 	b.do(func(t *modelTree) { t.ReplaceOrInsert(p) })
 }
 
@@ -266,6 +268,7 @@ func (b *modelBatch) deleteRange(lo, hi []byte) {
 }
 
 func (b *modelBatch) changes() int { return len(b.ops) }
+func (b *modelBatch) bytes() int   { return b.size }
 
 func (b *modelBatch) read() *modelTree {
 	if b.scratch == nil {

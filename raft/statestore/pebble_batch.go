@@ -97,6 +97,13 @@ func (b *pebbleBatch) changes() int {
 	return b.table.keys
 }
 
+func (b *pebbleBatch) bytes() int {
+	if b.ranges != nil {
+		return b.ranges.Len()
+	}
+	return b.table.bytes()
+}
+
 func (b *pebbleBatch) get(key []byte) ([]byte, bool, error) {
 	if b.ranges != nil {
 		return getCopy(b.ranges, b.whole(key))

@@ -115,12 +115,15 @@ func (t *table) set(hash uint32, key, head, tail []byte, commit, seen uint64) {
 	e.deleted = false
 	n := uint32(len(head) + len(tail))
 	if e.valueCap < n {
-		e.value, e.valueCap = uint32(len(t.arena)), n
-		t.arena = append(append(t.arena, head...), tail...)
-	} else {
-		to := t.arena[e.value:][:n]
-		copy(to[copy(to, head):], tail)
+		room := n
+		if e.valueCap > 0 {
+			room += n / 4 // a value that grows goes on growing
+		}
+		e.value, e.valueCap = uint32(len(t.arena)), room
+		t.arena = slices.Grow(t.arena, int(room))[:len(t.arena)+int(room)]
 	}
+	to := t.arena[e.value:][:n]
+	copy(to[copy(to, head):], tail)
 	e.valueLen = n
 }
 
