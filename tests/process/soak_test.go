@@ -20,6 +20,7 @@ import (
 const (
 	soakGrowthMax   = 0.20    // of the resident memory, from warm to the end
 	soakLogBytesMax = 2 << 30 // the log that a node keeps at the most
+	soakExpiryMax   = time.Minute
 )
 
 // TestSoak (make soak) puts full load on three processes for as long as -soak
@@ -53,6 +54,7 @@ func TestSoak(t *testing.T) {
 	for i := range c.nodes {
 		caughtUp(t, c, i)
 	}
+	time.Sleep(soakExpiryMax + time.Second) // the nodes are read one after the other, and keys would go meanwhile
 	sameReplicas(t, c)
 }
 
@@ -102,7 +104,7 @@ func anyCommand(random *rand.Rand, keys int) []string {
 	case 5:
 		return []string{"DEL", key}
 	case 6:
-		return []string{"EXPIRE", fmt.Sprint("count:", n), "60"}
+		return []string{"EXPIRE", fmt.Sprint("count:", n), fmt.Sprint(int(soakExpiryMax.Seconds()))}
 	default:
 		return []string{"GET", key}
 	}
