@@ -142,6 +142,9 @@ func firstExpiry(v view) (int64, error) {
 func (m *Machine) publish() {
 	m.born.Store(m.state.born)
 	due := m.due
+	if rest := due % expiryStep; rest != 0 && due < math.MaxInt64-expiryStep {
+		due += expiryStep - rest
+	}
 	if end, any := m.sessions.nextEnd(); any {
 		due = min(due, end)
 	}
@@ -451,10 +454,16 @@ func (m *Machine) applyOutcome(b *statestore.Batch, c *outcome) (*answer, error)
 	return a, nil
 }
 
-// removeExpired deletes keys whose expiry the group's time has reached. An
-// entry of the index counts only if the key still expires then.
+// expiryStep is how exactly, in milliseconds, expired keys are deleted: to look
+// for them with each entry would cost more than all else. Who reads looks at the
+// key's expiry itself.
+const expiryStep = 100
+
+// removeExpired deletes keys whose expiry the group's time has reached, counted
+// in steps. An entry of the index counts only if the key still expires then.
 func (m *Machine) removeExpired(b *statestore.Batch) error {
-	if m.due > m.state.time {
+	reached := m.state.time - m.state.time%expiryStep
+	if m.due > reached {
 		return nil
 	}
 	var keys [][]byte
@@ -466,7 +475,7 @@ func (m *Machine) removeExpired(b *statestore.Batch) error {
 			it.Close()
 			return errMalformed
 		}
-		if at > m.state.time || len(keys) == expiredAtOnce {
+		if at > reached || len(keys) == expiredAtOnce {
 			m.due = at
 			break
 		}

@@ -153,11 +153,20 @@ func TestManyKeysExpireOverSeveralEntries(t *testing.T) {
 	for i := range n {
 		r.one(t, epoch, plain(0, op{kind: opPut, key: fmt.Append(nil, i), ttl: 50}))
 	}
+	step := int64(epoch+50)/expiryStep*expiryStep + expiryStep
+	count := func(stamp int64) uint64 {
+		return r.one(t, stamp, plain(0, op{kind: opScan, span: span{countOnly: true}})).results[0].count
+	}
+	if seen := count(step - 1); seen != 0 {
+		t.Fatalf("%d expired keys are seen", seen)
+	}
+	if d, _ := Digest(r.replica, 0); d.Keys != uint64(n) || r.machine.NextDue() != step {
+		t.Fatalf("%d keys of %d are left within the step, the rest is due at %d instead of %d", d.Keys, n, r.machine.NextDue(), step)
+	}
 	entries := 0
 	for r.machine.NextDue() != math.MaxInt64 {
-		a := r.one(t, epoch+60, plain(0, op{kind: opScan, span: span{countOnly: true}}))
-		if a.results[0].count != 0 {
-			t.Fatalf("%d expired keys are seen", a.results[0].count)
+		if seen := count(step); seen != 0 {
+			t.Fatalf("%d expired keys are seen", seen)
 		}
 		if entries++; entries > 3 {
 			t.Fatal("it does not come to an end")

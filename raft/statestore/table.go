@@ -38,6 +38,7 @@ type tableEntry struct {
 	valueLen uint32
 	valueCap uint32
 	deleted  bool
+	old      bool // a version behind a newer one: in no bucket
 }
 
 const (
@@ -140,6 +141,7 @@ func (t *table) version(hash uint32, key []byte, commit, seen uint64) *tableEntr
 	if n == 0 {
 		n = t.insert(hash, key)
 	} else if older := t.entries[n-1]; older.commit <= seen {
+		older.old = true
 		t.entries = append(t.entries, older)
 		e := &t.entries[n-1]
 		e.older, e.valueCap = int32(len(t.entries)), 0
@@ -209,16 +211,14 @@ type ref struct {
 // refs adds the newest versions of the keys in [lo, hi), in no order.
 func (t *table) refs(to []ref, lo, hi []byte) []ref {
 	first, last := part(lo, 0), part(hi, 0)
-	for _, n := range t.buckets {
-		for ; n != 0; n = t.entries[n-1].next {
-			e := &t.entries[n-1]
-			if e.order < first || hi != nil && e.order > last {
-				continue
-			}
-			key := t.keyOf(e)
-			if string(key) >= string(lo) && (hi == nil || string(key) < string(hi)) {
-				to = append(to, ref{entry: n})
-			}
+	for i := range t.entries { // one behind the other, as memory likes it
+		e := &t.entries[i]
+		if e.old || e.order < first || hi != nil && e.order > last {
+			continue
+		}
+		key := t.keyOf(e)
+		if string(key) >= string(lo) && (hi == nil || string(key) < string(hi)) {
+			to = append(to, ref{entry: int32(i + 1)})
 		}
 	}
 	return to
