@@ -18,7 +18,8 @@ func TestCheckOfASoundCluster(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if got.Verdict != "linearizable" || got.Ops < 50 || got.Keys != 8 || got.Unknown != 0 || got.Failed != 0 || got.Key != "" {
+	if got.Verdict != "linearizable" || got.Ops < 50 || got.Keys < 8 || // more if it is fast: a key that has had its share of operations is followed by another
+		got.Unknown != 0 || got.Failed != 0 || got.Key != "" {
 		t.Errorf("found %+v", got)
 	}
 	if len(s.items) != 0 {
