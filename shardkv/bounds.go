@@ -14,9 +14,9 @@ const (
 	// minutes.
 	workBytesMax = 256 << 20
 
-	// entryBytesMax bounds the values that the requests of one entry write, of
-	// which each is small on its way: the writes that follow are answered BUSY
-	// and have no effect, the same at every replica.
+	// entryBytesMax bounds the values that the requests of one entry read, write
+	// and answer, of which each is small on its way: what follows is answered
+	// BUSY and has no effect, the same at every replica.
 	entryBytesMax = 64 << 20
 
 	clearWork = 64 << 10 // what a range deletion costs all who read later, put as bytes

@@ -20,7 +20,7 @@ type effects struct {
 	shardView
 	batch   *statestore.Batch
 	held    *heldShard
-	written *int   // bytes, by the entry so far
+	spent   *int   // see scratch
 	soonest int64  // the earliest expiry set, 0: none
 	head    []byte // scratch
 }
@@ -66,7 +66,7 @@ func (x *effects) version() uint64 {
 func (x *effects) set(key, value []byte, expires int64) uint64 {
 	r := record{version: x.version(), expires: expires, value: value}
 	x.head = r.appendHead(x.head[:0])
-	*x.written += len(key) + len(value)
+	*x.spent += len(key) + len(value)
 	x.batch.SetJoined(x.at(key), x.head, value)
 	if expires != 0 {
 		x.batch.Set(expiryKey(expires, x.shard, x.inc, key), nil)

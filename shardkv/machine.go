@@ -198,6 +198,12 @@ func (m *Machine) Finish(b *statestore.Batch) {
 }
 
 func (m *Machine) applyCommand(b *statestore.Batch, c command) (*answer, error) {
+	if m.scratch.spent > entryBytesMax {
+		switch c.(type) {
+		case *write, *outcome:
+			return refusal(flotillav1.Code_BUSY, "what came together with this is too large"), nil
+		}
+	}
 	switch c := c.(type) {
 	case *write:
 		return m.applyWrite(b, c)
@@ -255,9 +261,6 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	sh, refused := m.owned(w.shard)
 	if refused != nil {
 		return refused, nil
-	}
-	if m.scratch.written > entryBytesMax {
-		return refusal(flotillav1.Code_BUSY, "the writes that came together with this one are too large"), nil
 	}
 	if w.session.seq == 0 {
 		return m.applyPlain(b, w, sh)
@@ -346,6 +349,7 @@ func (m *Machine) recorded(b *statestore.Batch, n number, k kept) (*answer, erro
 	if !ok {
 		return nil, fmt.Errorf("shard %d: the answer to write %d of session %x is gone", n.shard.id, n.seq, n.id.client)
 	}
+	m.scratch.spent += len(encoded)
 	a, head, err := decodeAnswer(encoded)
 	if err != nil {
 		return nil, err
@@ -374,6 +378,7 @@ func (m *Machine) checkSession(id sessionID) *answer {
 // effect evaluates the compares and carries out the branch.
 func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer, error) {
 	x := m.scratch.effectsOn(b, sh, m.state.time)
+	defer func() { m.scratch.spent += x.looked }()
 	compared := true
 	for _, c := range w.compares {
 		holds, _, err := x.holds(c)
@@ -399,6 +404,9 @@ func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer,
 	a := m.scratch.newAnswer(len(branch))
 	a.compared = compared
 	err = x.run(branch, a.results)
+	for i := range a.results {
+		m.scratch.spent += a.results[i].size()
+	}
 	if x.soonest != 0 {
 		m.due = min(m.due, x.soonest)
 	}

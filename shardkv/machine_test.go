@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -71,6 +72,34 @@ func TestSmallEntriesWithLargeEffects(t *testing.T) {
 			}
 			commands = busy
 		}
+	}
+}
+
+// TestSmallEntriesWithLargeAnswers: what is read and recorded counts too, also when
+// the next write frees the place.
+func TestSmallEntriesWithLargeAnswers(t *testing.T) {
+	r := newPebbleRig(t)
+	r.born(t, epoch, 1)
+	r.one(t, epoch, plain(0, put("big", strings.Repeat("v", ValueBytesMax-100))))
+	var commands []command
+	for i := range uint64(12) {
+		id := alice
+		id.client += i + 1000
+		ops := append([]op{put("k", "x")}, slices.Repeat([]op{get("big")}, 7)...)
+		commands = append(commands, numbered(0, id, 1, 1, ops...), numbered(0, id, 2, 2, put("k", "x")))
+	}
+	b := r.replica.NewBatch()
+	defer b.Close()
+	e := newEntry(epoch, commands...)
+	results := make([]any, len(commands))
+	if err := r.machine.Apply(b, multiraft.Applied{Index: r.index + 1, Term: 1, Stamp: epoch, Commands: e.commands, Waited: true}, results); err != nil {
+		t.Fatal(err)
+	}
+	if a := results[len(results)-1].(*answer); a.refused != flotillav1.Code_BUSY {
+		t.Errorf("the last of %d commands was carried out: %v", len(commands), a.refused)
+	}
+	if most := entryBytesMax + answerBytesMax; b.Bytes() > most {
+		t.Errorf("the batch holds %d bytes, at most %d", b.Bytes(), most)
 	}
 }
 

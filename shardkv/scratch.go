@@ -13,7 +13,7 @@ type scratch struct {
 	effects effects
 	encoder encoder
 	key     []byte
-	written int // bytes, by the entry so far
+	spent   int // bytes of values that the entry has read, written and answered so far
 
 	// Answers that somebody waits for outlive the entry; those of an entry are
 	// made at once.
@@ -37,7 +37,7 @@ type soleAnswer struct {
 
 // begin prepares for an entry of n commands.
 func (s *scratch) begin(n int, waited bool) {
-	s.written = 0
+	s.spent = 0
 	if s.waited = waited; waited {
 		s.answers = make([]soleAnswer, n)
 	}
@@ -65,7 +65,7 @@ func (s *scratch) effectsOn(b *statestore.Batch, sh *heldShard, time int64) *eff
 		shardView: shardView{view: batchView{b}, shard: sh.id, inc: sh.incarnation, time: time, key: s.effects.key},
 		batch:     b,
 		held:      sh,
-		written:   &s.written,
+		spent:     &s.spent,
 		head:      s.effects.head,
 	}
 	return &s.effects

@@ -230,7 +230,7 @@ func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response), 
 	case r.write != nil:
 		s.propose(*host, g, c, r.write)
 	default:
-		s.read(*host, g, c, r.read, r.shard, q)
+		s.read(*host, g, c, r.read.own(), r.shard, q)
 	}
 }
 

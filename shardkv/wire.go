@@ -1,6 +1,7 @@
 package shardkv
 
 import (
+	"bytes"
 	"fmt"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -23,6 +24,23 @@ type readRequest struct {
 	compares  []compare
 	ops       []op
 	otherwise []op
+}
+
+// own is the read in memory of its own: it may wait for long, and would keep the
+// whole message that it came in.
+func (r readRequest) own() readRequest {
+	for i := range r.compares {
+		c := &r.compares[i]
+		c.key, c.value = bytes.Clone(c.key), bytes.Clone(c.value)
+	}
+	for _, ops := range [][]op{r.ops, r.otherwise} {
+		for i := range ops {
+			o := &ops[i]
+			o.key = bytes.Clone(o.key)
+			o.span.start, o.span.end, o.span.prefix = bytes.Clone(o.span.start), bytes.Clone(o.span.end), bytes.Clone(o.span.prefix)
+		}
+	}
+	return r
 }
 
 // fromWire checks a request and takes it apart. Its bytes stay shared. Errors

@@ -11,9 +11,9 @@ import (
 )
 
 // codec encodes as protobuf's own does, byte for byte, and the messages that
-// there are many of without reflection. What a server receives shares the memory
-// it came in: one allocation for a batch of requests instead of several for each.
-// Responses do not: their values go to who may keep one for long.
+// there are many of without reflection. What comes in shares the memory it came
+// in: one allocation for a batch of requests instead of several for each. Answers
+// of the KV service do not: their values go to who may keep one for long.
 type codec struct{ standard encoding.CodecV2 }
 
 func newCodec() codec { return codec{standard: encoding.GetCodecV2("proto")} }
@@ -67,17 +67,23 @@ func fill(m fastMarshaler, to []byte) error {
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {
 	case *flotillav1.BatchResponse:
-		b := data.MaterializeToBuffer(mem.DefaultBufferPool())
-		defer b.Free()
-		m.Reset()
-		return m.UnmarshalVT(b.ReadOnlyData())
+		return unmarshalCopying(data, m)
 	case *flotillav1.Response:
-		m.Reset()
-		return m.UnmarshalVT(data.Materialize())
+		return unmarshalCopying(data, m)
 	case fastUnmarshaler:
 		m.Reset()
 		return m.UnmarshalVTUnsafe(data.Materialize())
 	default:
 		return c.standard.Unmarshal(data, v)
 	}
+}
+
+func unmarshalCopying(data mem.BufferSlice, m interface {
+	Reset()
+	UnmarshalVT(from []byte) error
+}) error {
+	b := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer b.Free()
+	m.Reset()
+	return m.UnmarshalVT(b.ReadOnlyData())
 }

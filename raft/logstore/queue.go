@@ -72,10 +72,10 @@ func (q *queue) take(maxBytes int) (requests []request, compact map[raft.Replica
 			return nil, nil, false
 		}
 		q.changed.Wait()
-		q.mu.Unlock()
-		runtime.Gosched() // others who were woken with who queued this share it
-		q.mu.Lock()
 	}
+	q.mu.Unlock()
+	runtime.Gosched() // who runs just now, answered by the frame before or woken with who queued this, shares the frame
+	q.mu.Lock()
 	n, bytes := 0, 0
 	for n < len(q.requests) && (n == 0 || bytes+q.requests[n].bytes <= maxBytes) {
 		bytes += q.requests[n].bytes

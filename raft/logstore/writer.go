@@ -3,7 +3,6 @@ package logstore
 import (
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"sync"
 	"time"
 
@@ -34,13 +33,10 @@ type move struct {
 }
 
 // writeLoop makes one frame after the other of what is queued: what comes while
-// one is written and synced shares the next. Before the next it yields once:
-// those who were just answered, and those who are about to queue something,
-// share it too.
+// one is written and synced shares the next.
 func (s *Store) writeLoop() {
 	defer close(s.written)
 	for {
-		runtime.Gosched()
 		requests, compact, ok := s.queue.take(turnBytesMax)
 		if !ok {
 			return

@@ -57,7 +57,7 @@ type ReplicaSpec struct {
 }
 
 // applyEntries applies entries, mostly as one batch of the state store, and notes
-// in s who is to be answered.
+// in s who is to be answered, once all of them are applied.
 func (r *replica) applyEntries(entries []raft.Entry, s *applyScratch) error {
 	next := r.apply.appliedIndex() + 1
 	assert.That(entries[0].Index == next, "group %d replica %d applies entry %d behind %d",

@@ -46,8 +46,8 @@ func (b *Batch) Delete(key []byte) {
 	b.raw.delete(key)
 }
 
-// Changes is how many changes the batch gathers, that of SetApplied too: each is
-// an insert into the store's memory. A key that is set twice may count once.
+// Changes is how many changes the batch gathers, that of SetApplied too. A key
+// that is set twice may count once.
 func (b *Batch) Changes() int { return b.raw.changes() }
 
 // Bytes is about what the batch holds in memory.

@@ -12,9 +12,9 @@ import (
 
 // Limits of what waits in memory on its way to Pebble.
 const (
-	bufferBytesMax = 4 << 20  // of one replica; as much again while it is drained
-	bufferBytesMin = 64 << 10 // of one replica, however many there are
-	buffersPart    = 4        // all together: one part in so many of a memtable; likewise
+	bufferBytesMax = 4 << 20  // of one replica's table; there may be a second that is being drained
+	bufferBytesMin = 64 << 10 // likewise, however many replicas there are
+	buffersPart    = 4        // all tables but those being drained: one part in so many of a memtable
 	drainsAtOnce   = 2
 )
 
@@ -46,11 +46,12 @@ type buffers struct {
 	fail   func(error)   // told when a drain in the background fails
 	budget int           // bytes in all of them together
 	used   atomic.Int32  // how many are not empty
-	owed   atomic.Int64  // bytes committed since the last drain of all
+	owed   atomic.Int64  // bytes committed since the last flush
 	most   int64         // owed
 	full   chan struct{} // that much is owed; capacity 1
 	slots  chan struct{} // of drains in the background
 	drains sync.WaitGroup
+	closed atomic.Bool
 
 	mu  sync.RWMutex
 	all map[[prefixBytes]byte]*buffer
@@ -110,7 +111,6 @@ func (s *buffers) owe(bytes int) {
 
 // drain empties all of them into Pebble.
 func (s *buffers) drain() error {
-	s.owed.Store(0)
 	s.mu.RLock()
 	all := make([]*buffer, 0, len(s.all))
 	for _, b := range s.all {
@@ -125,8 +125,15 @@ func (s *buffers) drain() error {
 	return nil
 }
 
-// close waits for the drains in the background.
-func (s *buffers) close() { s.drains.Wait() }
+// close refuses what is committed from now on, and empties all into Pebble.
+func (s *buffers) close() error {
+	s.closed.Store(true)
+	if err := s.drain(); err != nil { // after it no order is held by a commit that was let in before
+		return err
+	}
+	s.drains.Wait()
+	return nil
+}
 
 // get looks a key up; found is false if the buffer knows nothing of it. The
 // value is a copy.
@@ -158,6 +165,9 @@ func (b *buffer) add(batch *table) error {
 	defer b.set.owe(batch.bytes())
 	b.order.Lock()
 	defer b.order.Unlock()
+	if b.set.closed.Load() {
+		return ErrClosed
+	}
 	room := b.room()
 	if batch.bytes() > room {
 		if err := b.drainLocked(); err != nil {
@@ -189,12 +199,26 @@ func (b *buffer) add(batch *table) error {
 	return nil
 }
 
+// addRanges commits a batch of Pebble's, which removes ranges.
+func (b *buffer) addRanges(batch *pebble.Batch) error {
+	defer b.set.owe(batch.Len())
+	b.order.Lock()
+	defer b.order.Unlock()
+	if b.set.closed.Load() {
+		return ErrClosed
+	}
+	if err := b.drainLocked(); err != nil {
+		return err
+	}
+	return b.set.db.Apply(batch, pebble.NoSync)
+}
+
 // bufferTables keeps the memory of tables.
 var bufferTables = sync.Pool{New: func() any { return new(table) }}
 
 // change begins to drain the table in the background. order is held.
 func (b *buffer) change() error {
-	if err := b.settle(); err != nil {
+	if err := b.awaitDrain(); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -224,8 +248,8 @@ func (b *buffer) drainOlder() {
 	b.older = nil
 }
 
-// settle waits for the drain in the background. order is held.
-func (b *buffer) settle() error {
+// awaitDrain waits for the drain in the background. order is held.
+func (b *buffer) awaitDrain() error {
 	if b.drained == nil {
 		return nil
 	}
@@ -245,7 +269,7 @@ func (b *buffer) drain() error {
 
 // drainLocked is drain for who holds order.
 func (b *buffer) drainLocked() error {
-	if err := b.settle(); err != nil {
+	if err := b.awaitDrain(); err != nil {
 		return err
 	}
 	if b.table == nil {
@@ -349,15 +373,19 @@ func (v bufferView) get(key []byte) (value []byte, there, found bool) {
 
 // collect lists what it holds of whole keys in [lo, hi).
 func (v bufferView) collect(lo, hi []byte) []tableItem {
+	lo, hi = v.buffer.bounds(lo, hi)
 	v.buffer.mu.RLock()
 	defer v.buffer.mu.RUnlock()
-	lo = lo[prefixBytes:]
-	if len(hi) > prefixBytes && string(hi[:prefixBytes]) == string(v.buffer.prefix[:]) {
-		hi = hi[prefixBytes:]
-	} else {
-		hi = nil
-	}
 	return onTop(v.older.collect(lo, hi, v.commit), v.table.collect(lo, hi, v.commit))
+}
+
+// bounds are bounds of whole keys without the replica's prefix. A hi that lies
+// behind all of the replica is none.
+func (b *buffer) bounds(lo, hi []byte) (ownLo, ownHi []byte) {
+	if len(hi) >= prefixBytes && string(hi[:prefixBytes]) == string(b.prefix[:]) {
+		ownHi = hi[prefixBytes:]
+	}
+	return lo[prefixBytes:], ownHi
 }
 
 // onTop merges two sorted lists; where both have a key, above counts.

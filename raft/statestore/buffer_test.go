@@ -2,14 +2,21 @@ package statestore
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/flotilla-kv/flotilla/raft"
 )
 
 // TestTableSortsAsBytesDo sorts keys that share much, end early and hold zeros.
@@ -194,5 +201,114 @@ func TestBuffersStayWithinTheirBudget(t *testing.T) {
 		if most := 2*buffers.budget*13/10 + 20*bufferBytesMin; held > most {
 			t.Fatalf("%d bytes wait, at most %d should", held, most)
 		}
+	}
+}
+
+// TestCloseReturnsWhenTheDiskFailsUnderADrain has more wait in buffers than
+// memtables take, and a disk that takes nothing more.
+func TestCloseReturnsWhenTheDiskFailsUnderADrain(t *testing.T) {
+	for range 5 {
+		var fails atomic.Bool
+		o := testOptions(t, errorfs.Wrap(vfs.NewCrashableMem(), observer(func(errorfs.Op) error {
+			if fails.Load() {
+				return syscall.EIO
+			}
+			return nil
+		})))
+		o.OnFatal, o.MemTableBytes = func(error) {}, 256<<10
+		s := openTest(t, o)
+		for g := range uint64(64) {
+			put(t, s.Replica(key(10+g, 1)), 1, "k="+strings.Repeat("v", 40_000))
+		}
+		fails.Store(true)
+		closed := make(chan error, 1)
+		go func() { closed <- s.Close() }()
+		select {
+		case err := <-closed:
+			if err == nil {
+				t.Fatal("closed without an error")
+			}
+		case <-time.After(testDeadline):
+			t.Fatal("Close hangs")
+		}
+	}
+}
+
+// TestABatchWithARangeLandsOnTop of what was committed while it was open.
+func TestABatchWithARangeLandsOnTop(t *testing.T) {
+	engines(t, func(t *testing.T, s *Store) {
+		r := s.Replica(key(2, 1))
+		put(t, r, 1, "a=1", "b=1")
+		b := r.NewBatch()
+		b.DeleteRange([]byte("a"), []byte("b"))
+		b.Set([]byte("b"), []byte("2"))
+		b.SetApplied(3, 1, membership())
+		put(t, r, 2, "a=x", "b=x")
+		if err := b.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		want(t, r, "b=2")
+		if index, _, _, err := r.Applied(); err != nil || index != 3 {
+			t.Fatalf("applied is %d, %v", index, err)
+		}
+	})
+}
+
+func TestAnEmptyUpperBoundIsABound(t *testing.T) {
+	engines(t, func(t *testing.T, s *Store) {
+		r := s.Replica(key(2, 1))
+		put(t, r, 1, "a=1")
+		if got := content(t, r.NewIter(nil, []byte{})); got != "" {
+			t.Fatalf("holds %q", got)
+		}
+	})
+}
+
+func TestACommitAfterCloseIsRefused(t *testing.T) {
+	s := openTest(t, testOptions(t, vfs.NewMem()))
+	r := s.Replica(key(2, 1))
+	put(t, r, 1, "a=1")
+	closeTest(t, s)
+	b := r.NewBatch()
+	b.Set([]byte("b"), []byte("2"))
+	b.SetApplied(2, 1, membership())
+	if err := b.Commit(); !errors.Is(err, ErrClosed) {
+		t.Fatalf("committed: %v", err)
+	}
+}
+
+// TestOnlyAFlushPaysWhatIsOwed: a drain that no flush follows frees no log.
+func TestOnlyAFlushPaysWhatIsOwed(t *testing.T) {
+	s := openTest(t, testOptions(t, vfs.NewMem()))
+	defer closeTest(t, s)
+	put(t, s.Replica(key(2, 1)), 1, "a=1")
+	if err := s.EachApplied(func(raft.ReplicaKey, raft.Index) {}); err != nil {
+		t.Fatal(err)
+	}
+	owed := &s.engine.(*pebbleEngine).buffers.owed
+	if owed.Load() == 0 {
+		t.Fatal("a drain has paid")
+	}
+	if err := s.Flush(); err != nil || owed.Load() != 0 {
+		t.Fatalf("%d bytes are owed after a flush, %v", owed.Load(), err)
+	}
+}
+
+// TestATableThatWasLargeIsEmptiedForWhatItHolds: the memory of batches is used
+// again.
+func TestATableThatWasLargeIsEmptiedForWhatItHolds(t *testing.T) {
+	var table table
+	for _, n := range []int{20_000, 10} {
+		for i := range n {
+			key := fmt.Append(nil, i)
+			table.set(hashKey(key), key, nil, key, batchCommit, batchSeen)
+		}
+		if n == 20_000 {
+			table.reset()
+		}
+	}
+	table.reset()
+	if len(table.buckets) > 4*10 {
+		t.Fatalf("%d buckets are left for 10 keys", len(table.buckets))
 	}
 }

@@ -34,7 +34,7 @@
 // A batch is not committed to Pebble but to its replica's buffer, a hash table
 // in memory: it takes a write for a fraction of what the memtable's skiplist
 // takes, and most of what state machines write is soon written over. A buffer
-// that is full goes into Pebble as one batch in order. All go, and Pebble is
+// that is full goes into Pebble as one batch in order, in the background. All go, and Pebble is
 // flushed, once a memtable's worth was committed, for until then the Raft log
 // keeps it. Reads look into the buffer first; docs/decisions/0007 says more.
 //

@@ -34,25 +34,25 @@ func merged(base rawIter, prefix []byte, items []tableItem, release func()) rawI
 func (m *mergedIter) First() bool {
 	m.base.First()
 	m.at, m.back = 0, false
-	return m.settle()
+	return m.choose()
 }
 
 func (m *mergedIter) Last() bool {
 	m.base.Last()
 	m.at, m.back = len(m.items)-1, true
-	return m.settle()
+	return m.choose()
 }
 
 func (m *mergedIter) SeekGE(key []byte) bool {
 	m.base.SeekGE(key)
 	m.at, m.back = m.lowerBound(key), false
-	return m.settle()
+	return m.choose()
 }
 
 func (m *mergedIter) SeekLT(key []byte) bool {
 	m.base.SeekLT(key)
 	m.at, m.back = m.lowerBound(key)-1, true
-	return m.settle()
+	return m.choose()
 }
 
 // lowerBound is the first item that is not below a whole key.
@@ -79,7 +79,7 @@ func (m *mergedIter) Next() bool {
 		return false
 	}
 	m.step(1)
-	return m.settle()
+	return m.choose()
 }
 
 func (m *mergedIter) Prev() bool {
@@ -94,7 +94,7 @@ func (m *mergedIter) Prev() bool {
 		return false
 	}
 	m.step(-1)
-	return m.settle()
+	return m.choose()
 }
 
 // step leaves the current key in the direction of the last move.
@@ -117,9 +117,9 @@ func (m *mergedIter) stepBase() {
 	}
 }
 
-// settle makes the nearer of the two the current key. An item hides the same
+// choose makes the nearer of the two the current key. An item hides the same
 // key below it, and one that says "deleted" is passed over with it.
-func (m *mergedIter) settle() bool {
+func (m *mergedIter) choose() bool {
 	by := 1
 	if m.back {
 		by = -1

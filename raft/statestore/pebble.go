@@ -228,7 +228,7 @@ func (e *pebbleEngine) newIter(lo, hi []byte) (rawIter, error) {
 		return e.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
 	}
 	if lo == nil {
-		if err := e.buffers.drain(); err != nil {
+		if err := e.drain(); err != nil {
 			return nil, err
 		}
 		return asRaw(open())
@@ -253,8 +253,8 @@ func asRaw(iter *pebble.Iterator, err error) (rawIter, error) {
 }
 
 func (e *pebbleEngine) excise(lo, hi []byte) error {
-	if err := e.buffers.drain(); err != nil {
-		return e.failed(err)
+	if err := e.drain(); err != nil {
+		return err
 	}
 	defer e.buffers.forget(lo)
 	err := e.stop.Try(func() error {
@@ -296,7 +296,7 @@ func (e *pebbleEngine) failed(err error) error {
 }
 
 func (e *pebbleEngine) flush() error {
-	if err := e.drain(); err != nil {
+	if err := e.flushing(); err != nil {
 		return err
 	}
 	if err := e.stop.Try(e.db.Flush); err != nil {
@@ -305,19 +305,26 @@ func (e *pebbleEngine) flush() error {
 	return nil
 }
 
-// drain puts into Pebble what waits in memory.
+// drain puts into Pebble what waits in memory. It may wait for a memtable that
+// cannot be flushed any more, so a failure of the disk ends it.
 func (e *pebbleEngine) drain() error {
 	if err := e.stop.Err(); err != nil {
 		return err
 	}
-	if err := e.buffers.drain(); err != nil {
+	if err := e.stop.Try(e.buffers.drain); err != nil {
 		return e.failed(fmt.Errorf("drain: %w", err))
 	}
 	return nil
 }
 
+// flushing begins a flush: what is committed from here on is owed to the next.
+func (e *pebbleEngine) flushing() error {
+	e.buffers.owed.Store(0)
+	return e.drain()
+}
+
 func (e *pebbleEngine) asyncFlush() error {
-	if err := e.drain(); err != nil {
+	if err := e.flushing(); err != nil {
 		return err
 	}
 	err := e.stop.Try(func() error {
@@ -339,8 +346,12 @@ func (e *pebbleEngine) closeOnce() error {
 	if err := e.stop.Err(); err != nil {
 		return err
 	}
-	err := e.flush()
-	e.buffers.close()
+	err := e.stop.Try(e.buffers.close)
+	if err != nil {
+		err = e.failed(fmt.Errorf("drain: %w", err))
+	} else {
+		err = e.flush()
+	}
 	close(e.closing)
 	<-e.notified
 	if err != nil {

@@ -1,6 +1,7 @@
 package statestore
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -8,8 +9,8 @@ import (
 
 // pebbleBatch gathers its changes in a table, as the buffer does that it will
 // be committed to. One that removes a range goes on as an indexed batch of
-// Pebble's, which knows ranges, with the buffer drained: commits of a replica
-// are ordered by their caller, so it stays empty until this one.
+// Pebble's, which knows ranges. It reads what Pebble has: the buffer is drained
+// first, and once more by the commit.
 type pebbleBatch struct {
 	engine *pebbleEngine
 	buffer *buffer
@@ -37,13 +38,23 @@ func (e *pebbleEngine) newBatch(prefix []byte) rawBatch {
 	return &pebbleBatch{engine: e, buffer: e.buffers.of(prefix), prefix: prefix, table: batchTables.Get().(*table)}
 }
 
+var errBatchTooLarge = errors.New("batch is too large")
+
 func (b *pebbleBatch) note(err error) {
 	if b.err == nil {
 		b.err = err
 	}
 }
 
+// batchBytesMax is far beyond what a caller that bounds its batches comes to, and
+// what a table's numbers can count.
+const batchBytesMax = 2 << 30
+
 func (b *pebbleBatch) set(key, head, tail []byte) {
+	if b.bytes()+len(key)+len(head)+len(tail) > batchBytesMax {
+		b.note(errBatchTooLarge)
+		return
+	}
 	if b.ranges == nil {
 		b.table.set(hashKey(key), key, head, tail, batchCommit, batchSeen)
 		return
@@ -126,8 +137,8 @@ func (b *pebbleBatch) newIter(lo, hi []byte) (rawIter, error) {
 	if err != nil {
 		return nil, err
 	}
-	own := bufferView{buffer: b.buffer, table: b.table, commit: batchCommit}
-	return merged(below, b.prefix, own.collect(lo, hi), nil), nil
+	ownLo, ownHi := b.buffer.bounds(lo, hi)
+	return merged(below, b.prefix, b.table.collect(ownLo, ownHi, batchCommit), nil), nil
 }
 
 func (b *pebbleBatch) commit() error {
@@ -138,7 +149,7 @@ func (b *pebbleBatch) commit() error {
 		return err
 	}
 	if b.ranges != nil {
-		return b.engine.db.Apply(b.ranges, pebble.NoSync)
+		return b.buffer.addRanges(b.ranges)
 	}
 	return b.buffer.add(b.table)
 }

@@ -60,7 +60,7 @@ type pebbleSnapshot struct {
 }
 
 func (e *pebbleEngine) newSnapshot(lo, hi []byte) (rawView, error) {
-	if err := e.buffers.of(lo).drain(); err != nil {
+	if err := e.stop.Try(e.buffers.of(lo).drain); err != nil {
 		return nil, err
 	}
 	return pebbleSnapshot{e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: lo, End: hi}})}, nil

@@ -4,10 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"hash/maphash"
 	"slices"
 	"sync/atomic"
-
-	"github.com/cespare/xxhash/v2"
 )
 
 // table is a hash table of writes in memory: what a batch gathers, or what was
@@ -27,7 +26,7 @@ type table struct {
 
 // tableEntry is one version of one key. Entries are numbered from 1; 0 is none.
 type tableEntry struct {
-	order    uint64 // the key's first eight bytes
+	first    uint64 // the key's first eight bytes
 	commit   uint64 // which commit wrote it
 	hash     uint32
 	next     int32 // in the bucket
@@ -42,13 +41,16 @@ type tableEntry struct {
 }
 
 const (
-	tableEntryBytes  = 48 // what an entry takes, about
+	tableEntryBytes  = 56 // what an entry takes
 	tableBucketsMin  = 16
 	tableKeepEntries = 64 << 10 // more of them are not kept for use again
 	tableKeepBytes   = 8 << 20
 )
 
-func hashKey(key []byte) uint32 { return uint32(xxhash.Sum64(key)) }
+// hashSeed is the process's own, so that nobody can choose keys that collide.
+var hashSeed = maphash.MakeSeed()
+
+func hashKey(key []byte) uint32 { return uint32(maphash.Bytes(hashSeed, key)) }
 
 // part is eight bytes of a key, from depth on, as a number that orders as they
 // do; zeros stand for what it lacks.
@@ -158,7 +160,7 @@ func (t *table) insert(hash uint32, key []byte) int32 {
 	t.keys++
 	bucket := &t.buckets[hash&uint32(len(t.buckets)-1)]
 	t.entries = append(t.entries, tableEntry{
-		order: part(key, 0), hash: hash, next: *bucket,
+		first: part(key, 0), hash: hash, next: *bucket,
 		key: uint32(len(t.arena)), keyLen: uint32(len(key)),
 	})
 	t.arena = append(t.arena, key...)
@@ -210,10 +212,10 @@ type ref struct {
 
 // refs adds the newest versions of the keys in [lo, hi), in no order.
 func (t *table) refs(to []ref, lo, hi []byte) []ref {
-	first, last := part(lo, 0), part(hi, 0)
+	from, upTo := part(lo, 0), part(hi, 0)
 	for i := range t.entries { // one behind the other, as memory likes it
 		e := &t.entries[i]
-		if e.old || e.order < first || hi != nil && e.order > last {
+		if e.old || e.first < from || hi != nil && e.first > upTo {
 			continue
 		}
 		key := t.keyOf(e)
@@ -278,6 +280,9 @@ func (t *table) reset() {
 	if cap(t.entries) > tableKeepEntries || cap(t.arena) > tableKeepBytes {
 		t.entries, t.buckets, t.arena, t.keys = nil, nil, nil, 0
 		return
+	}
+	for len(t.buckets) > tableBucketsMin && len(t.buckets) > 4*t.keys {
+		t.buckets = t.buckets[:len(t.buckets)/2] // it was once large: what is cleared goes by what is used
 	}
 	clear(t.buckets)
 	t.entries, t.arena, t.keys = t.entries[:0], t.arena[:0], 0

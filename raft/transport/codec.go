@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -33,7 +34,8 @@ func (e envelope) encode() *flotillav1.Envelope {
 }
 
 func decodeEnvelope(e *flotillav1.Envelope) envelope {
-	return envelope{clusterID: e.GetClusterId(), from: raft.NodeID(e.GetFromNode()), to: raft.NodeID(e.GetToNode()), boot: e.GetBoot()}
+	// The id's own memory: the envelope is kept, its batch need not be.
+	return envelope{clusterID: strings.Clone(e.GetClusterId()), from: raft.NodeID(e.GetFromNode()), to: raft.NodeID(e.GetToNode()), boot: e.GetBoot()}
 }
 
 // check refuses an envelope that is not from another node of our cluster to us.
@@ -175,9 +177,20 @@ func encodeRare(body raft.Body) *flotillav1.RaftMessage {
 }
 
 // decodeBatch appends the messages of a batch that are well formed to into, and
-// returns how many were not. Entries share the batch's data.
+// returns how many were not. Entries share the batch's data if it carries those
+// of one group only; else each group has its own, for a quiet one keeps its
+// entries for long and would keep all that came with them.
 func decodeBatch(batch *flotillav1.RaftBatch, into []raft.Message) (ms []raft.Message, invalid int) {
+	carriers := 0
 	for _, m := range batch.GetMessages() {
+		if len(m.GetAppendEntries().GetEntries()) > 0 {
+			carriers++
+		}
+	}
+	for _, m := range batch.GetMessages() {
+		if carriers > 1 {
+			ownData(m.GetAppendEntries().GetEntries())
+		}
 		decoded, err := decodeMessage(m)
 		if err != nil {
 			invalid++
@@ -186,6 +199,26 @@ func decodeBatch(batch *flotillav1.RaftBatch, into []raft.Message) (ms []raft.Me
 		into = append(into, decoded)
 	}
 	return into, invalid
+}
+
+// ownData moves the data of entries into memory of their own.
+func ownData(entries []*flotillav1.RaftEntry) {
+	size := 0
+	for _, e := range entries {
+		size += len(e.GetData())
+	}
+	if size == 0 {
+		return
+	}
+	data := make([]byte, 0, size)
+	for _, e := range entries {
+		if e == nil || len(e.Data) == 0 {
+			continue
+		}
+		from := len(data)
+		data = append(data, e.Data...)
+		e.Data = data[from:len(data):len(data)]
+	}
 }
 
 // decodeMessage refuses what no correct peer sends: ids that are 0, a replica

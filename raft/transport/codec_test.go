@@ -187,6 +187,42 @@ func TestEnvelopeCheck(t *testing.T) {
 	}
 }
 
+// TestEntriesOfAGroupKeepNoOtherGroupsData decodes batches that share memory with
+// what they came in, writes over that, and looks at what the entries hold.
+func TestEntriesOfAGroupKeepNoOtherGroupsData(t *testing.T) {
+	for _, groups := range []int{1, 2} {
+		batch := new(flotillav1.RaftBatch)
+		for g := range groups {
+			batch.Messages = append(batch.Messages, &flotillav1.RaftMessage{
+				Group: uint64(2 + g), From: 1, To: 2, Term: 1,
+				Body: &flotillav1.RaftMessage_AppendEntries{AppendEntries: &flotillav1.AppendEntries{Entries: []*flotillav1.RaftEntry{
+					{Index: 1, Term: 1, Data: []byte("one")}, {Index: 2, Term: 1}, {Index: 3, Term: 1, Data: []byte("three")},
+				}}},
+			})
+		}
+		wire, err := proto.Marshal(batch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := new(flotillav1.RaftBatch)
+		if err := in.UnmarshalVTUnsafe(wire); err != nil {
+			t.Fatal(err)
+		}
+		ms, invalid := decodeBatch(in, nil)
+		if invalid != 0 || len(ms) != groups {
+			t.Fatalf("%d messages, %d invalid", len(ms), invalid)
+		}
+		clear(wire)
+		for _, m := range ms {
+			entries := m.Body.(*raft.AppendEntries).Entries
+			got := fmt.Sprintf("%q %q %q", entries[0].Data, entries[1].Data, entries[2].Data)
+			if own := got == `"one" "" "three"`; own != (groups > 1) {
+				t.Errorf("%d groups: the entries hold %s", groups, got)
+			}
+		}
+	}
+}
+
 func FuzzDecodeBatch(f *testing.F) {
 	var e batchEncoder
 	every, err := proto.Marshal(e.encode(envelope{clusterID: "c", from: 1, to: 2, boot: 3}.encode(), everyMessage()))

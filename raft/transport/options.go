@@ -183,11 +183,16 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
+// streamsMax bounds the streams and calls under way on one connection; each may
+// have a window of data waiting.
+const streamsMax = 1024
+
 // ServerOptions are what the node's gRPC server needs for this transport:
 // messages of up to ReceiveBytesMax, and peers that send keepalives.
 func ServerOptions() []grpc.ServerOption {
 	return append(wire.ServerOptions(),
 		grpc.MaxRecvMsgSize(ReceiveBytesMax),
+		grpc.MaxConcurrentStreams(streamsMax),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 	)
