@@ -13,7 +13,10 @@ import (
 )
 
 // full sets every field of a message, and every member of its oneofs in turn.
-func full(m protoreflect.Message, member, depth int) {
+func full(m protoreflect.Message, member, depth int) { filled(m, member, depth, 3, 100) }
+
+// filled does that with lists of some length, and bytes of twice some length.
+func filled(m protoreflect.Message, member, depth, list, size int) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
@@ -22,21 +25,21 @@ func full(m protoreflect.Message, member, depth int) {
 		}
 		switch {
 		case f.IsList():
-			list := m.Mutable(f).List()
-			for n := range 3 {
-				if v := value(list.NewElement(), f, member+n, depth); v.IsValid() {
-					list.Append(v)
+			elements := m.Mutable(f).List()
+			for n := range list {
+				if v := value(elements.NewElement(), f, member+n, depth, list, size); v.IsValid() {
+					elements.Append(v)
 				}
 			}
 		default:
-			if v := value(m.NewField(f), f, member, depth); v.IsValid() {
+			if v := value(m.NewField(f), f, member, depth, list, size); v.IsValid() {
 				m.Set(f, v)
 			}
 		}
 	}
 }
 
-func value(empty protoreflect.Value, f protoreflect.FieldDescriptor, member, depth int) protoreflect.Value {
+func value(empty protoreflect.Value, f protoreflect.FieldDescriptor, member, depth, list, size int) protoreflect.Value {
 	switch f.Kind() {
 	case protoreflect.BoolKind:
 		return protoreflect.ValueOfBool(true)
@@ -51,12 +54,12 @@ func value(empty protoreflect.Value, f protoreflect.FieldDescriptor, member, dep
 	case protoreflect.StringKind:
 		return protoreflect.ValueOfString("täxt")
 	case protoreflect.BytesKind:
-		return protoreflect.ValueOfBytes(bytes.Repeat([]byte{0xfe, 0}, 100))
+		return protoreflect.ValueOfBytes(bytes.Repeat([]byte{0xfe, 0}, size))
 	case protoreflect.MessageKind:
 		if depth == 0 {
 			return protoreflect.Value{}
 		}
-		full(empty.Message(), member, depth-1)
+		filled(empty.Message(), member, depth-1, list, size)
 		return empty
 	}
 	panic(f.Kind().String())
@@ -124,7 +127,7 @@ func TestValuesOfResponsesAreTheirOwn(t *testing.T) {
 func FuzzUnmarshal(f *testing.F) {
 	for member := range 9 {
 		for _, m := range []proto.Message{new(flotillav1.BatchRequest), new(flotillav1.RaftBatch), new(flotillav1.BatchResponse)} {
-			full(m.ProtoReflect(), member, 4)
+			filled(m.ProtoReflect(), member, 4, 1, 2) // the fuzzer is slow with large ones
 			encoded, err := proto.Marshal(m)
 			if err != nil {
 				f.Fatal(err)
