@@ -12,9 +12,9 @@ import (
 
 // Limits of what waits in memory on its way to Pebble.
 const (
-	bufferBytesMax = 4 << 20  // of one replica's table; there may be a second that is being drained
+	bufferBytesMax = 16 << 20 // of one replica's table; there may be a second that is being drained
 	bufferBytesMin = 64 << 10 // likewise, however many replicas there are
-	buffersPart    = 4        // all tables but those being drained: one part in so many of a memtable
+	buffersPart    = 2        // all tables but those being drained: one part in so many of a memtable
 	drainsAtOnce   = 2
 )
 
@@ -51,6 +51,7 @@ type buffers struct {
 	full   chan struct{} // that much is owed; capacity 1
 	slots  chan struct{} // of drains in the background
 	drains sync.WaitGroup
+	spares spares
 	closed atomic.Bool
 
 	mu  sync.RWMutex
@@ -132,6 +133,7 @@ func (s *buffers) close() error {
 		return err
 	}
 	s.drains.Wait()
+	s.spares.close()
 	return nil
 }
 
@@ -183,11 +185,12 @@ func (b *buffer) add(batch *table) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.table == nil {
-		b.table = bufferTables.Get().(*table)
+		b.table = b.set.spares.take()
 		b.set.used.Add(1)
 	}
 	b.commit++
 	seen := b.seen.Load()
+	b.table.fetch(batch)
 	for i := range batch.entries {
 		e := &batch.entries[i]
 		if key := batch.keyOf(e); e.deleted {
@@ -212,9 +215,6 @@ func (b *buffer) addRanges(batch *pebble.Batch) error {
 	}
 	return b.set.db.Apply(batch, pebble.NoSync)
 }
-
-// bufferTables keeps the memory of tables.
-var bufferTables = sync.Pool{New: func() any { return new(table) }}
 
 // change begins to drain the table in the background. order is held.
 func (b *buffer) change() error {
@@ -244,7 +244,7 @@ func (b *buffer) drainOlder() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.older.release()
+	b.set.spares.give(b.older)
 	b.older = nil
 }
 
@@ -281,17 +281,9 @@ func (b *buffer) drainLocked() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.set.used.Add(-1)
-	b.table.release()
+	b.set.spares.give(b.table)
 	b.table = nil
 	return nil
-}
-
-// release gives the table's memory back, unless views look at it.
-func (t *table) release() {
-	if t.views.Load() == 0 {
-		t.reset()
-		bufferTables.Put(t)
-	}
 }
 
 // apply writes the newest of a table into Pebble, in order: its memtable takes a

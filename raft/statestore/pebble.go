@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/flotilla-kv/flotilla/internal/disk"
@@ -95,7 +96,7 @@ func (o Options) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		DisableWAL:                  true,
 		MemTableSize:                o.MemTableBytes,
 		MemTableStopWritesThreshold: 4,
-		L0CompactionThreshold:       4,
+		L0CompactionThreshold:       8,
 		L0StopWritesThreshold:       200,
 		LBaseMaxBytes:               64 << 20,
 		BytesPerSync:                1 << 20,
@@ -105,9 +106,15 @@ func (o Options) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 	po.Experimental.DisableIngestAsFlushable = func() bool { return true }
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		po.Levels[i].Compression = noCompression
 	}
+	po.Levels[len(po.Levels)-1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	return po
 }
+
+// noCompression is for all levels but the last: what they hold is soon to be
+// merged away.
+func noCompression() *sstable.CompressionProfile { return sstable.NoCompression }
 
 // pebbleEngine is the engine on Pebble.
 type pebbleEngine struct {
