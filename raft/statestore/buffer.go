@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -14,7 +16,6 @@ import (
 const (
 	bufferBytesMax = 16 << 20 // of one replica's table; there may be a second that is being drained
 	bufferBytesMin = 64 << 10 // likewise, however many replicas there are
-	buffersPart    = 2        // all tables but those being drained: one part in so many of a memtable
 	drainsAtOnce   = 2
 )
 
@@ -44,7 +45,7 @@ type buffer struct {
 type buffers struct {
 	db     *pebble.DB
 	fail   func(error)   // told when a drain in the background fails
-	budget int           // bytes in all of them together
+	budget int           // bytes in all of them together, but for those that are being drained
 	used   atomic.Int32  // how many are not empty
 	owed   atomic.Int64  // bytes committed since the last flush
 	most   int64         // owed
@@ -53,14 +54,15 @@ type buffers struct {
 	drains sync.WaitGroup
 	spares spares
 	closed atomic.Bool
+	broken atomic.Bool // a drain failed
 
 	mu  sync.RWMutex
 	all map[[prefixBytes]byte]*buffer
 }
 
-func newBuffers(db *pebble.DB, memTableBytes uint64, fail func(error)) *buffers {
+func newBuffers(db *pebble.DB, bytes uint64, fail func(error)) *buffers {
 	return &buffers{
-		db: db, fail: fail, budget: int(memTableBytes / buffersPart), most: int64(memTableBytes),
+		db: db, fail: fail, budget: int(bytes), most: int64(bytes),
 		full: make(chan struct{}, 1), slots: make(chan struct{}, drainsAtOnce),
 		all: make(map[[prefixBytes]byte]*buffer),
 	}
@@ -110,18 +112,28 @@ func (s *buffers) owe(bytes int) {
 	}
 }
 
-// drain empties all of them into Pebble.
+// drain empties all of them into Pebble: what was committed when it was called.
+// Commits go on. Pebble takes them in order, so that its files overlap little.
 func (s *buffers) drain() error {
 	s.mu.RLock()
-	all := make([]*buffer, 0, len(s.all))
-	for _, b := range s.all {
-		all = append(all, b)
-	}
+	all := slices.Collect(maps.Values(s.all))
 	s.mu.RUnlock()
+	slices.SortFunc(all, func(a, b *buffer) int { return bytes.Compare(a.prefix[:], b.prefix[:]) })
+	drains := make([]<-chan struct{}, 0, len(all))
 	for _, b := range all {
-		if err := b.drain(); err != nil {
+		drained, err := b.beginDrain()
+		if err != nil {
 			return err
 		}
+		drains = append(drains, drained)
+	}
+	for _, drained := range drains {
+		if drained != nil {
+			<-drained
+		}
+	}
+	if s.broken.Load() {
+		return errDrain
 	}
 	return nil
 }
@@ -239,6 +251,7 @@ func (b *buffer) drainOlder() {
 	b.set.slots <- struct{}{}
 	defer func() { <-b.set.slots }()
 	if err := b.apply(b.older); err != nil {
+		b.set.broken.Store(true)
 		b.set.fail(fmt.Errorf("drain: %w", err))
 		return // the table stays, and nothing is committed any more
 	}
@@ -254,10 +267,25 @@ func (b *buffer) awaitDrain() error {
 		return nil
 	}
 	<-b.drained
-	if b.older != nil {
-		return errors.New("an earlier drain failed")
+	if b.set.broken.Load() {
+		return errDrain
 	}
 	return nil
+}
+
+var errDrain = errors.New("a drain failed")
+
+// beginDrain drains in the background what was committed up to now. The channel
+// is closed when that is done; nil: there is nothing.
+func (b *buffer) beginDrain() (<-chan struct{}, error) {
+	b.order.Lock()
+	defer b.order.Unlock()
+	if b.table != nil {
+		if err := b.change(); err != nil {
+			return nil, err
+		}
+	}
+	return b.drained, nil
 }
 
 // drain empties the buffer into Pebble.
@@ -286,11 +314,12 @@ func (b *buffer) drainLocked() error {
 	return nil
 }
 
-// apply writes the newest of a table into Pebble, in order: its memtable takes a
-// key behind the one before in a third of the time. It is one batch: what is
-// durable must never be the half of it.
+// apply writes the newest of a table into Pebble, in order. It is one batch: what
+// is durable must never be the half of it. Pebble takes a large one as it is for
+// a memtable; into the memtable that small ones go to, a key behind the one
+// before goes in a third of the time.
 func (b *buffer) apply(t *table) error {
-	batch := b.set.db.NewBatch(pebble.WithMaxRetainedSizeBytes(batchKeepBytes))
+	batch := b.set.db.NewBatchWithSize(t.drainBytes(), pebble.WithMaxRetainedSizeBytes(batchKeepBytes))
 	defer func() { _ = batch.Close() }() // gives memory back; has nothing to report
 	refs := drainRefs.Get().(*[]ref)
 	defer drainRefs.Put(refs)

@@ -34,16 +34,20 @@ type Options struct {
 	// call.
 	OnFlushed func()
 
-	MemTableBytes uint64 // 0: 64 MiB
+	// MemTableBytes is how much may be committed before it is flushed, and about
+	// what it takes in memory till then. 0: 64 MiB.
+	MemTableBytes uint64
 }
 
 const (
 	cacheBytesDefault    = 64 << 20
 	memTableBytesDefault = 64 << 20
+	memTablePart         = 8  // Pebble's memtables are one part in so many: most goes past them
+	memTablesMax         = 16 // of memtables, in bytes, at which Pebble lets writers wait
 )
 
 // MemTablesBytes is what the memtables of a busy store with the default size
-// take, one that is written to and one that is flushed or spare. Pebble takes it
+// take, together with the drained buffers that are being flushed. Pebble takes it
 // out of the block cache: a shared one has to be so much larger for each store,
 // or nothing is left of it, and each read fetches its filters anew.
 const MemTablesBytes = 2 * memTableBytesDefault
@@ -85,17 +89,17 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// pebbleOptions: no write-ahead log; large memtables, flushed when multiraft
-// asks or when full; thresholds at which compaction does not hold up writes
-// before reads get really deep.
+// pebbleOptions: no write-ahead log; small memtables, as what comes of a full
+// buffer is large enough to be flushed without one; thresholds at which
+// compaction does not hold up writes before reads get really deep.
 func (o Options) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 	po := &pebble.Options{
 		FS:                          o.FS,
 		Cache:                       cache,
 		FormatMajorVersion:          pebble.FormatNewest,
 		DisableWAL:                  true,
-		MemTableSize:                o.MemTableBytes,
-		MemTableStopWritesThreshold: 4,
+		MemTableSize:                o.MemTableBytes / memTablePart,
+		MemTableStopWritesThreshold: memTablesMax,
 		L0CompactionThreshold:       8,
 		L0StopWritesThreshold:       200,
 		LBaseMaxBytes:               64 << 20,

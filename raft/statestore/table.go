@@ -42,6 +42,7 @@ type tableEntry struct {
 
 const (
 	tableEntryBytes  = 56 // what an entry takes
+	drainOverhead    = 8  // of an entry in a batch of Pebble's: kind and lengths
 	fetchedAtOnce    = 64 // keys; see fetch
 	tableBucketsMin  = 16
 	tableKeepEntries = 256 << 10 // more of them are not kept for use again
@@ -65,6 +66,9 @@ func part(key []byte, depth int) uint64 {
 }
 
 func (t *table) bytes() int { return len(t.arena) + len(t.entries)*tableEntryBytes }
+
+// drainBytes is about what it takes in a batch of Pebble's.
+func (t *table) drainBytes() int { return len(t.arena) + t.keys*(prefixBytes+drainOverhead) }
 
 func (t *table) keyOf(e *tableEntry) []byte { return t.arena[e.key:][:e.keyLen:e.keyLen] }
 
