@@ -42,8 +42,9 @@ type Options struct {
 const (
 	cacheBytesDefault    = 64 << 20
 	memTableBytesDefault = 64 << 20
-	memTablePart         = 8  // Pebble's memtables are one part in so many: most goes past them
-	memTablesMax         = 16 // of memtables, in bytes, at which Pebble lets writers wait
+	memTablePart         = 8        // Pebble's memtables are one part in so many: most goes past them
+	blockBytes           = 16 << 10 // of tables on disk: Pebble makes one system call or more for each
+	memTablesMax         = 16       // of memtables, in bytes, at which Pebble lets writers wait
 )
 
 // MemTablesBytes is what the memtables of a busy store with the default size
@@ -111,6 +112,7 @@ func (o Options) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		po.Levels[i].Compression = noCompression
+		po.Levels[i].BlockSize = blockBytes
 	}
 	po.Levels[len(po.Levels)-1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	return po
