@@ -312,3 +312,43 @@ func TestATableThatWasLargeIsEmptiedForWhatItHolds(t *testing.T) {
 		t.Fatalf("%d buckets are left for 10 keys", len(table.buckets))
 	}
 }
+
+// TestCommitsGoOnDuringAFlush, for as long as it takes the drains to get their
+// turn.
+func TestCommitsGoOnDuringAFlush(t *testing.T) {
+	s := openTest(t, testOptions(t, vfs.NewMem()))
+	defer closeTest(t, s)
+	r := s.Replica(key(2, 1))
+	put(t, r, 1, "a=1")
+	slots := s.engine.(*pebbleEngine).buffers.slots
+	for range cap(slots) {
+		slots <- struct{}{}
+	}
+	flushed := make(chan error, 1)
+	go func() { flushed <- s.Flush() }()
+	for b := s.engine.(*pebbleEngine).buffers.of(r.prefix); ; time.Sleep(time.Millisecond) {
+		b.mu.RLock()
+		draining := b.older != nil
+		b.mu.RUnlock()
+		if draining {
+			break
+		}
+	}
+	put(t, r, 2, "a=2")
+	want(t, r, "a=2")
+	select {
+	case err := <-flushed:
+		t.Fatalf("flushed before the drain: %v", err)
+	default:
+	}
+	for range cap(slots) {
+		<-slots
+	}
+	if err := <-flushed; err != nil {
+		t.Fatal(err)
+	}
+	if index, err := r.DurableApplied(); err != nil || index != 1 {
+		t.Fatalf("durable is %d, %v: what was committed during the flush is not of it", index, err)
+	}
+	want(t, r, "a=2")
+}

@@ -34,9 +34,10 @@
 // A batch is not committed to Pebble but to its replica's buffer, a hash table
 // in memory: it takes a write for a fraction of what the memtable's skiplist
 // takes, and most of what state machines write is soon written over. A buffer
-// that is full goes into Pebble as one batch in order, in the background. All go, and Pebble is
-// flushed, once a memtable's worth was committed, for until then the Raft log
-// keeps it. Reads look into the buffer first; docs/decisions/0007 says more.
+// that is full goes into Pebble as one batch in order, in the background; a large
+// one is flushed without a memtable. All go, and Pebble is flushed, once
+// Options.MemTableBytes were committed, for until then the Raft log keeps it.
+// Reads look into the buffer first; docs/decisions/0007 says more.
 //
 // # Files
 //
