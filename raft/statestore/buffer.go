@@ -14,7 +14,7 @@ import (
 
 // Limits of what waits in memory on its way to Pebble.
 const (
-	bufferBytesMax = 16 << 20 // of one replica's table; there may be a second that is being drained
+	bufferBytesMax = 16 << 20 // of one replica's table, give or take its spread; there may be a second that is being drained
 	bufferBytesMin = 64 << 10 // likewise, however many replicas there are
 	drainsAtOnce   = 2
 )
@@ -45,7 +45,7 @@ type buffer struct {
 type buffers struct {
 	db     *pebble.DB
 	fail   func(error)   // told when a drain in the background fails
-	budget int           // bytes in all of them together, but for those that are being drained
+	budget int           // bytes that the tables which are not empty share; see room and owe
 	used   atomic.Int32  // how many are not empty
 	owed   atomic.Int64  // bytes committed since the last flush
 	most   int64         // owed
@@ -63,7 +63,7 @@ type buffers struct {
 func newBuffers(db *pebble.DB, bytes uint64, fail func(error)) *buffers {
 	return &buffers{
 		db: db, fail: fail, budget: int(bytes), most: int64(bytes),
-		full: make(chan struct{}, 1), slots: make(chan struct{}, drainsAtOnce),
+		full: make(chan struct{}, 1), slots: make(chan struct{}, drainsAtOnce), spares: spares{room: int(bytes)},
 		all: make(map[[prefixBytes]byte]*buffer),
 	}
 }
@@ -100,8 +100,8 @@ func (b *buffer) room() int {
 }
 
 // owe counts what was committed. The Raft log keeps it until it is flushed, so
-// once it would fill a memtable all is to be flushed, however little is left of
-// it here.
+// once it is as much as Options.MemTableBytes all is to be flushed, however little
+// is left of it here. That bounds the tables together, too.
 func (s *buffers) owe(bytes int) {
 	if s.owed.Add(int64(bytes)) < s.most {
 		return
@@ -113,7 +113,8 @@ func (s *buffers) owe(bytes int) {
 }
 
 // drain empties all of them into Pebble: what was committed when it was called.
-// Commits go on. Pebble takes them in order, so that its files overlap little.
+// Commits go on, but for those of a replica that is being drained already.
+// Pebble takes them about in order, so that its files overlap little.
 func (s *buffers) drain() error {
 	s.mu.RLock()
 	all := slices.Collect(maps.Values(s.all))
@@ -179,8 +180,8 @@ func (b *buffer) add(batch *table) error {
 	defer b.set.owe(batch.bytes())
 	b.order.Lock()
 	defer b.order.Unlock()
-	if b.set.closed.Load() {
-		return ErrClosed
+	if err := b.set.refuses(); err != nil {
+		return err
 	}
 	room := b.room()
 	if batch.bytes() > room {
@@ -219,8 +220,8 @@ func (b *buffer) addRanges(batch *pebble.Batch) error {
 	defer b.set.owe(batch.Len())
 	b.order.Lock()
 	defer b.order.Unlock()
-	if b.set.closed.Load() {
-		return ErrClosed
+	if err := b.set.refuses(); err != nil {
+		return err
 	}
 	if err := b.drainLocked(); err != nil {
 		return err
@@ -251,8 +252,8 @@ func (b *buffer) drainOlder() {
 	b.set.slots <- struct{}{}
 	defer func() { <-b.set.slots }()
 	if err := b.apply(b.older); err != nil {
+		b.set.fail(fmt.Errorf("drain: %w", err)) // first: the cause is what is to be told
 		b.set.broken.Store(true)
-		b.set.fail(fmt.Errorf("drain: %w", err))
 		return // the table stays, and nothing is committed any more
 	}
 	b.mu.Lock()
@@ -274,6 +275,17 @@ func (b *buffer) awaitDrain() error {
 }
 
 var errDrain = errors.New("a drain failed")
+
+// refuses says why nothing may be committed any more.
+func (s *buffers) refuses() error {
+	switch {
+	case s.closed.Load():
+		return ErrClosed
+	case s.broken.Load():
+		return errDrain
+	}
+	return nil
+}
 
 // beginDrain drains in the background what was committed up to now. The channel
 // is closed when that is done; nil: there is nothing.

@@ -145,7 +145,7 @@ func lookForOneNumber(t *testing.T, r *Replica, keys []string) {
 	}
 }
 
-// TestWritingOverFlushes writes over one key until a memtable's worth has been
+// TestWritingOverFlushes writes over one key until MemTableBytes have been
 // committed: the log has it all, so it must be flushed, though next to nothing
 // is left of it.
 func TestWritingOverFlushes(t *testing.T) {

@@ -34,17 +34,19 @@ type Options struct {
 	// call.
 	OnFlushed func()
 
-	// MemTableBytes is how much may be committed before it is flushed, and about
-	// what it takes in memory till then. 0: 64 MiB.
+	// MemTableBytes is how much may be committed before it is flushed. Till then
+	// about as much lies in memory, and again while it is flushed. 0: 64 MiB; at
+	// least 256 KiB.
 	MemTableBytes uint64
 }
 
 const (
 	cacheBytesDefault    = 64 << 20
 	memTableBytesDefault = 64 << 20
+	memTableBytesMin     = 256 << 10
 	memTablePart         = 8        // Pebble's memtables are one part in so many: most goes past them
 	blockBytes           = 16 << 10 // of tables on disk: Pebble makes one system call or more for each
-	memTablesMax         = 16       // of memtables, in bytes, at which Pebble lets writers wait
+	memTablesMax         = 16       // of memtables, in bytes, from which on Pebble lets writers wait
 )
 
 // MemTablesBytes is what the memtables of a busy store with the default size
@@ -87,6 +89,7 @@ func (o Options) withDefaults() (Options, error) {
 	if o.MemTableBytes == 0 {
 		o.MemTableBytes = memTableBytesDefault
 	}
+	o.MemTableBytes = max(o.MemTableBytes, memTableBytesMin)
 	return o, nil
 }
 

@@ -15,8 +15,11 @@ const sparesKeep = 10 * time.Second
 // touched for the first time. The garbage collector would empty a sync.Pool
 // long before the next drain.
 type spares struct {
+	room int // bytes, of all together
+
 	mu     sync.Mutex
 	tables []*table
+	bytes  int         // their capacity
 	least  int         // of tables, since the last drop
 	drop   *time.Timer // runs while there are tables
 }
@@ -32,11 +35,12 @@ func (s *spares) take() *table {
 	t := s.tables[n]
 	s.tables[n] = nil
 	s.tables = s.tables[:n]
+	s.bytes -= t.capacity()
 	s.least = min(s.least, n)
 	return t
 }
 
-// give takes a table back, unless views look at it.
+// give takes a table back, unless views look at it or there is no room.
 func (s *spares) give(t *table) {
 	if t.views.Load() > 0 {
 		return
@@ -44,7 +48,11 @@ func (s *spares) give(t *table) {
 	t.reset()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.bytes+t.capacity() > s.room {
+		return
+	}
 	s.tables = append(s.tables, t)
+	s.bytes += t.capacity()
 	if s.drop == nil {
 		s.drop = time.AfterFunc(sparesKeep, s.dropUnused)
 	}
@@ -54,6 +62,9 @@ func (s *spares) give(t *table) {
 func (s *spares) dropUnused() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, t := range s.tables[:s.least] {
+		s.bytes -= t.capacity()
+	}
 	s.tables = slices.Delete(s.tables, 0, s.least)
 	s.least = len(s.tables)
 	s.drop = nil
@@ -66,7 +77,7 @@ func (s *spares) dropUnused() {
 func (s *spares) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tables, s.least = nil, 0
+	s.tables, s.bytes, s.least = nil, 0, 0
 	if s.drop != nil {
 		s.drop.Stop()
 	}

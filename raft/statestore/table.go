@@ -42,11 +42,13 @@ type tableEntry struct {
 
 const (
 	tableEntryBytes  = 56 // what an entry takes
-	drainOverhead    = 8  // of an entry in a batch of Pebble's: kind and lengths
+	drainHeader      = 12 // of a batch of Pebble's
+	drainOverhead    = 11 // of an entry in it, at most: kind and lengths
 	fetchedAtOnce    = 64 // keys; see fetch
 	tableBucketsMin  = 16
 	tableKeepEntries = 256 << 10 // more of them are not kept for use again
 	tableKeepBytes   = 24 << 20
+	tableKeepUnused  = 256 << 10 // more than that is kept only where an eighth of it was used
 )
 
 // hashSeed is the process's own, so that nobody can choose keys that collide.
@@ -68,7 +70,14 @@ func part(key []byte, depth int) uint64 {
 func (t *table) bytes() int { return len(t.arena) + len(t.entries)*tableEntryBytes }
 
 // drainBytes is about what it takes in a batch of Pebble's.
-func (t *table) drainBytes() int { return len(t.arena) + t.keys*(prefixBytes+drainOverhead) }
+func (t *table) drainBytes() int {
+	return drainHeader + len(t.arena) + t.keys*(prefixBytes+drainOverhead)
+}
+
+// capacity is what it takes in memory, whatever it holds.
+func (t *table) capacity() int {
+	return cap(t.arena) + cap(t.entries)*tableEntryBytes + cap(t.buckets)*4
+}
 
 func (t *table) keyOf(e *tableEntry) []byte { return t.arena[e.key:][:e.keyLen:e.keyLen] }
 
@@ -112,7 +121,9 @@ func (t *table) fetch(batch *table) (sum uint32) { // a sum, and no inlining, le
 		}
 		for i := range entries {
 			if n := heads[i]; n != 0 {
-				sum += uint32(t.arena[t.entries[n-1].key])
+				if at := t.entries[n-1].key; int(at) < len(t.arena) {
+					sum += uint32(t.arena[at])
+				}
 			}
 		}
 	}
@@ -309,9 +320,11 @@ func (t *table) common(refs []ref, depth int) (agree, shortest int) {
 	return agree, shortest
 }
 
-// reset empties the table and keeps its memory, if it is not too much.
+// reset empties the table and keeps its memory, if that is neither too much nor
+// far more than it was used for.
 func (t *table) reset() {
-	if cap(t.entries) > tableKeepEntries || cap(t.arena) > tableKeepBytes {
+	tooMuch := cap(t.entries) > tableKeepEntries || cap(t.arena) > tableKeepBytes
+	if tooMuch || t.capacity() > tableKeepUnused && t.capacity() > 8*t.bytes() {
 		t.entries, t.buckets, t.arena, t.keys = nil, nil, nil, 0
 		return
 	}
