@@ -34,7 +34,7 @@ latency counts from when a request was due, so that a stall shows in all that it
 held up; without it a client sends when it is answered. The keys are named
 "bench-NUMBER" and stay; some are written first, with reads all of them, which
 does not count. Progress goes to stderr.`,
-		Args: cobra.NoArgs,
+		Args: onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return o.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},

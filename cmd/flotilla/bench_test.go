@@ -76,3 +76,13 @@ func TestBenchFailsWithOneLine(t *testing.T) {
 		t.Errorf("with a cluster that refuses: exit %d, %q, %q", code, out, notes)
 	}
 }
+
+func TestACommandWithoutArgumentsSaysSo(t *testing.T) {
+	code, _, notes := tool(t, "scan", "user:")
+	if code != exitUsage || !strings.Contains(notes, `scan takes no argument, and "user:" is one`) {
+		t.Errorf("exit %d, %q", code, notes)
+	}
+	if _, _, notes = tool(t, "node", "lst"); !strings.Contains(notes, `unknown command "lst"`) {
+		t.Errorf("%q", notes)
+	}
+}

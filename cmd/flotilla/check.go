@@ -51,7 +51,7 @@ may take effect at any later time or never. Disturb the cluster meanwhile.
 If there is no such order it prints the operations of the offending key up to
 the first answer without explanation, and exits with 1; so it does if the
 search takes longer than --search. The keys are its own and are deleted.`,
-		Args: cobra.NoArgs,
+		Args: onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return o.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},

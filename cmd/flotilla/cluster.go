@@ -21,7 +21,7 @@ func newInitCommand(g *globals) *cobra.Command {
 		Long: `Init makes the node asked the cluster's first and the config group's first
 replica. The groups are created as soon as as many nodes as --replicas are
 registered. A second init fails and changes nothing.`,
-		Args: cobra.NoArgs,
+		Args: onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkInit(request); err != nil {
 				return usageError{err}
@@ -69,7 +69,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "status",
 		Short: "Show nodes, groups and what the cluster waits for",
-		Args:  cobra.NoArgs,
+		Args:  onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := getStatus(c.Context(), g, false)
 			if err != nil {
@@ -129,7 +129,7 @@ func newListCommand(g *globals, short string, shards bool, part func(*flotillav1
 	list := &cobra.Command{
 		Use:   "list",
 		Short: short,
-		Args:  cobra.NoArgs,
+		Args:  onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := getStatus(c.Context(), g, shards)
 			if err != nil {
@@ -278,7 +278,7 @@ func newEventsCommand(g *globals) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "events",
 		Short: "List the controller's decisions with their reasons, newest last",
-		Args:  cobra.NoArgs,
+		Args:  onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			answer, err := ask(c.Context(), g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ListEventsResponse, error) {
 				return cluster.ListEvents(ctx, request)
@@ -300,6 +300,15 @@ func newEventsCommand(g *globals) *cobra.Command {
 	command.Flags().Uint32Var(&request.Limit, "limit", 100, "how many, the newest")
 	g.addOutputFlag(command)
 	return command
+}
+
+// onlyFlags refuses arguments. cobra.NoArgs calls them unknown commands, which is
+// right only for a command that has some.
+func onlyFlags(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no argument, and %q is one", c.Name(), args[0])
+	}
+	return nil
 }
 
 // needSubcommand is what a command that only groups others does by itself.

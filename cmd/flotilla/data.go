@@ -256,7 +256,7 @@ func newScanCommand(g *globals) *cobra.Command {
 		Short: "Stream keys and values in key order over all shards",
 		Long: `Scan prints KEY, a tab and the value's bytes, a line each; with -o json one
 object a line.`,
-		Args: cobra.NoArgs,
+		Args: onlyFlags,
 	}, func(ctx context.Context, c *client.Client, out io.Writer, _ []string) error {
 		options := []client.ScanOption{client.Prefix(prefix), client.Limit(limit)}
 		if start != "" || end != "" {

@@ -56,7 +56,7 @@ disks on loopback. Node i (from 0) has gRPC at --base-port + 10*i, gossip at +1,
 the Redis protocol at +2 and HTTP at +3. It prints "flotilla: ready" when all
 nodes serve. Ctrl-C stops it cleanly; with the same --data-dir it starts again
 with its data. Without --data-dir a temporary one is used and removed.`,
-		Args: cobra.NoArgs,
+		Args: onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			logger, err := o.log.logger(c.ErrOrStderr())
 			if err != nil {

@@ -72,7 +72,7 @@ need one only if there is no --resp-password; HTTP clients need none. Files that
 change are taken without a restart. Gossip is encrypted by --gossip-key-file.
 
 Beyond loopback a port without TLS, or gossip without a key, demands --insecure.`,
-		Args: cobra.NoArgs,
+		Args: onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			logger, err := log.logger(c.ErrOrStderr())
 			if err != nil {
