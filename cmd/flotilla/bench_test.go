@@ -79,8 +79,11 @@ func TestBenchFailsWithOneLine(t *testing.T) {
 
 func TestACommandWithoutArgumentsSaysSo(t *testing.T) {
 	code, _, notes := tool(t, "scan", "user:")
-	if code != exitUsage || !strings.Contains(notes, `scan takes no argument, and "user:" is one`) {
+	if code != exitUsage || !strings.Contains(notes, `: scan takes no argument, and "user:" is one`) {
 		t.Errorf("exit %d, %q", code, notes)
+	}
+	if _, _, notes = tool(t, "node", "list", "n1"); !strings.Contains(notes, `: node list takes no argument, and "n1" is one`) {
+		t.Errorf("%q", notes)
 	}
 	if _, _, notes = tool(t, "node", "lst"); !strings.Contains(notes, `unknown command "lst"`) {
 		t.Errorf("%q", notes)

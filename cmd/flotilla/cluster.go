@@ -306,7 +306,7 @@ func newEventsCommand(g *globals) *cobra.Command {
 // right only for a command that has some.
 func onlyFlags(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("%s takes no argument, and %q is one", c.Name(), args[0])
+		return usagef("%s takes no argument, and %q is one", strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" "), args[0])
 	}
 	return nil
 }

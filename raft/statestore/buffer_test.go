@@ -313,40 +313,35 @@ func TestATableThatWasLargeIsEmptiedForWhatItHolds(t *testing.T) {
 	}
 }
 
-// TestCommitsGoOnDuringAFlush, for as long as it takes the drains to get their
-// turn.
+// TestCommitsGoOnDuringAFlush holds the drain of a flush up at its end: commits
+// land, reads see them, and they are not of what becomes durable.
 func TestCommitsGoOnDuringAFlush(t *testing.T) {
 	s := openTest(t, testOptions(t, vfs.NewMem()))
 	defer closeTest(t, s)
 	r := s.Replica(key(2, 1))
 	put(t, r, 1, "a=1")
-	slots := s.engine.(*pebbleEngine).buffers.slots
-	for range cap(slots) {
-		slots <- struct{}{}
-	}
+	turns := make(chan struct{}) // without room: a drain waits for the test at its beginning and its end
+	buffers := s.engine.(*pebbleEngine).buffers
+	buffers.slots = turns
 	flushed := make(chan error, 1)
 	go func() { flushed <- s.Flush() }()
-	for b := s.engine.(*pebbleEngine).buffers.of(r.prefix); ; time.Sleep(time.Millisecond) {
-		b.mu.RLock()
-		draining := b.older != nil
-		b.mu.RUnlock()
-		if draining {
-			break
-		}
+	select {
+	case <-turns:
+	case err := <-flushed:
+		t.Fatalf("flushed without a drain that takes its turn: %v", err)
 	}
 	put(t, r, 2, "a=2")
 	want(t, r, "a=2")
 	select {
 	case err := <-flushed:
-		t.Fatalf("flushed before the drain: %v", err)
-	default:
-	}
-	for range cap(slots) {
-		<-slots
+		turns <- struct{}{} // lest Close wait for the drain
+		t.Fatalf("flushed before the drain has ended: %v", err)
+	case turns <- struct{}{}:
 	}
 	if err := <-flushed; err != nil {
 		t.Fatal(err)
 	}
+	buffers.slots = make(chan struct{}, drainsAtOnce)
 	if index, err := r.DurableApplied(); err != nil || index != 1 {
 		t.Fatalf("durable is %d, %v: what was committed during the flush is not of it", index, err)
 	}
