@@ -375,7 +375,7 @@ func drawCommand(t *rapid.T, s *State) Command {
 func TestRestoredEqualsApplied(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		records := newMemoryRecords()
-		m, twin := newMachine(), newMachine()
+		m, twin := NewMachine(), NewMachine()
 		for i := range rapid.IntRange(1, 40).Draw(t, "entries") {
 			var encoded [][]byte
 			for range rapid.IntRange(1, 3).Draw(t, "commands") {
@@ -396,7 +396,7 @@ func TestRestoredEqualsApplied(t *testing.T) {
 			checkState(t, before, m.applied)
 		}
 		m.publish()
-		restored := newMachine()
+		restored := NewMachine()
 		if err := restored.restore(records); err != nil {
 			t.Fatal(err)
 		}

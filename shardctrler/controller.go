@@ -190,8 +190,8 @@ func (c *Controller) parts() (Identity, Host, *Machine) {
 
 // newMachine makes the state machine of this node's replica of the config
 // group and reads from it from then on.
-func (c *Controller) newMachine() *Machine {
-	m := newMachine()
+func (c *Controller) NewMachine() *Machine {
+	m := NewMachine()
 	c.mu.Lock()
 	c.machine = m
 	c.mu.Unlock()

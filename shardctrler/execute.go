@@ -27,42 +27,56 @@ func (c *Controller) Execute(ctx context.Context, r *flotillav1.ExecuteRequest) 
 	if r.ClusterId == "" {
 		return nil, toStatus(invalid("an operation must name its cluster"))
 	}
-	st, ok := host.Status(raft.GroupID(r.Group))
-	if !ok {
-		return &flotillav1.ExecuteResponse{Message: fmt.Sprintf("node %d has no replica of group %d", id.Node, r.Group)}, nil
+	type outcome struct {
+		answer *flotillav1.ExecuteResponse
+		err    error
 	}
-	if !st.IsLeader {
-		return notHere(st), nil
+	done := make(chan outcome, 1)
+	CarryOut(host, c.options.Shards, r, func(answer *flotillav1.ExecuteResponse, err error) { done <- outcome{answer, err} })
+	select {
+	case o := <-done:
+		return o.answer, toStatus(o.err)
+	case <-ctx.Done():
+		return nil, toStatus(ctx.Err())
 	}
-	return c.executeHere(ctx, host, st, r)
 }
 
-func notHere(st GroupStatus) *flotillav1.ExecuteResponse {
-	err := &NotLeaderError{Group: st.Group, Leader: st.Leader.Node}
-	return &flotillav1.ExecuteResponse{Message: err.Error(), LeaderNode: uint64(st.Leader.Node)}
-}
-
-func (c *Controller) executeHere(ctx context.Context, host Host, st GroupStatus, r *flotillav1.ExecuteRequest) (*flotillav1.ExecuteResponse, error) {
-	var done string
-	var err error
+// CarryOut carries out an operation of the reconciler if the node of groups
+// and shards leads the group. done is called once, perhaps from another
+// goroutine and perhaps never, if the node stops; an error says that the
+// request is wrong, all else is in the answer.
+func CarryOut(groups Groups, shards Shards, r *flotillav1.ExecuteRequest, done func(*flotillav1.ExecuteResponse, error)) {
+	st, ok := groups.Status(raft.GroupID(r.Group))
+	switch {
+	case !ok:
+		done(&flotillav1.ExecuteResponse{Message: fmt.Sprintf("there is no replica of group %d here", r.Group)}, nil)
+		return
+	case !st.IsLeader:
+		err := &NotLeaderError{Group: st.Group, Leader: st.Leader.Node}
+		done(&flotillav1.ExecuteResponse{Message: err.Error(), LeaderNode: uint64(st.Leader.Node)}, nil)
+		return
+	}
+	finish := func(what string, err error) {
+		if err != nil {
+			done(&flotillav1.ExecuteResponse{Message: err.Error()}, nil)
+			return
+		}
+		done(&flotillav1.ExecuteResponse{Accepted: true, Message: what, LeaderNode: uint64(st.Leader.Node)}, nil)
+	}
 	switch op := r.Operation.(type) {
 	case *flotillav1.ExecuteRequest_TransferLeader:
-		done, err = transfer(ctx, host, st, raft.NodeID(op.TransferLeader.GetToNode()))
+		finish(transfer(groups, st, raft.NodeID(op.TransferLeader.GetToNode())))
 	case *flotillav1.ExecuteRequest_ChangeMembership:
-		done, err = change(ctx, host, st, r.Epoch, membersFromWire(op.ChangeMembership.GetMembers()))
+		change(groups, st, r.Epoch, membersFromWire(op.ChangeMembership.GetMembers()), finish)
 	case *flotillav1.ExecuteRequest_Birth:
-		done, err = c.birth(ctx, st.Group, op.Birth)
+		bear(shards, st.Group, op.Birth, finish)
 	default:
-		return nil, toStatus(invalid("operation %d has nothing in it that this version knows", r.OperationId))
+		done(nil, invalid("operation %d has nothing in it that this version knows", r.OperationId))
 	}
-	if err != nil {
-		return &flotillav1.ExecuteResponse{Message: err.Error()}, nil
-	}
-	return &flotillav1.ExecuteResponse{Accepted: true, Message: done, LeaderNode: uint64(st.Leader.Node)}, nil
 }
 
 // transfer hands leadership to the replica at a node.
-func transfer(ctx context.Context, host Host, st GroupStatus, to raft.NodeID) (string, error) {
+func transfer(groups Groups, st GroupStatus, to raft.NodeID) (string, error) {
 	if st.Leader.Node == to {
 		return fmt.Sprintf("node %d leads already", to), nil
 	}
@@ -70,24 +84,26 @@ func transfer(ctx context.Context, host Host, st GroupStatus, to raft.NodeID) (s
 	if i < 0 {
 		return "", stale("node %d has no voting replica of group %d", to, st.Group)
 	}
-	if err := host.Transfer(ctx, st.Group, st.Membership.Voters[i].Replica); err != nil {
+	if err := groups.Transfer(st.Group, st.Membership.Voters[i].Replica); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("node %d hands over to node %d", st.Leader.Node, to), nil
 }
 
 // change proposes a membership. Repeated, it finds that the group has it.
-func change(ctx context.Context, host Host, st GroupStatus, epoch uint64, members []shardmap.Member) (string, error) {
+func change(groups Groups, st GroupStatus, epoch uint64, members []shardmap.Member, finish func(string, error)) {
 	have := observedMembers(st)
 	joint := len(st.Membership.Outgoing) > 0
-	if !joint && st.Membership.Epoch > epoch {
-		if sameMembers(plainMembers(have), sortedMembers(members)) {
-			return "the group has this membership", nil
-		}
-		return "", stale("planned for epoch %d, the group is at %d", epoch, st.Membership.Epoch)
-	}
-	if joint {
-		return "a membership change is half done", nil
+	switch {
+	case joint:
+		finish("a membership change is half done", nil)
+		return
+	case st.Membership.Epoch > epoch && sameMembers(plainMembers(have), sortedMembers(members)):
+		finish("the group has this membership", nil)
+		return
+	case st.Membership.Epoch > epoch:
+		finish("", stale("planned for epoch %d, the group is at %d", epoch, st.Membership.Epoch))
+		return
 	}
 	var voters, learners []raft.Member
 	for _, m := range sortedMembers(members) {
@@ -97,25 +113,22 @@ func change(ctx context.Context, host Host, st GroupStatus, epoch uint64, member
 			voters = append(voters, raft.Member{Replica: m.Replica, Node: m.Node})
 		}
 	}
-	if err := host.ChangeMembership(ctx, st.Group, epoch, voters, learners); err != nil {
-		return "", err
-	}
-	return "proposed", nil
+	groups.ChangeMembership(st.Group, epoch, voters, learners, func(err error) { finish("proposed", err) })
 }
 
-// birth gives the group led here its first shards.
-func (c *Controller) birth(ctx context.Context, group raft.GroupID, b *flotillav1.Birth) (string, error) {
-	shards := make([]shardmap.ShardID, len(b.GetShards()))
+// bear gives the group led here its first shards.
+func bear(shards Shards, group raft.GroupID, b *flotillav1.Birth, finish func(string, error)) {
+	ids := make([]shardmap.ShardID, len(b.GetShards()))
 	for i, s := range b.GetShards() {
 		if s >= shardmap.ShardsMax {
-			return "", invalid("shard %d is none", s)
+			finish("", invalid("shard %d is none", s))
+			return
 		}
-		shards[i] = shardmap.ShardID(s)
+		ids[i] = shardmap.ShardID(s)
 	}
-	if err := c.options.Shards.Birth(ctx, group, shards, shardmap.Generation(b.GetGeneration())); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("born with %d shards of generation %d", len(shards), b.GetGeneration()), nil
+	shards.Birth(group, ids, shardmap.Generation(b.GetGeneration()), func(err error) {
+		finish(fmt.Sprintf("born with %d shards of generation %d", len(ids), b.GetGeneration()), err)
+	})
 }
 
 // executeWish records what an operator asks for. Of the operations only a

@@ -133,7 +133,7 @@ func (n *fakeNode) start() {
 
 // startMachine begins a replica of the config group; cluster.mu is held.
 func (n *fakeNode) startMachine() {
-	n.machine, n.applied = n.ctrl.newMachine(), 0
+	n.machine, n.applied = n.ctrl.NewMachine(), 0
 	n.catchUp()
 }
 
@@ -463,7 +463,7 @@ func (n *fakeNode) Statuses() []GroupStatus {
 	return statuses
 }
 
-func (n *fakeNode) Transfer(_ context.Context, id raft.GroupID, to raft.ReplicaID) error {
+func (n *fakeNode) Transfer(id raft.GroupID, to raft.ReplicaID) error {
 	f := n.cluster
 	f.mu.Lock()
 	g := f.groups[id]
@@ -478,7 +478,11 @@ func (n *fakeNode) Transfer(_ context.Context, id raft.GroupID, to raft.ReplicaI
 	return nil
 }
 
-func (n *fakeNode) ChangeMembership(_ context.Context, id raft.GroupID, epoch uint64, voters, learners []raft.Member) error {
+func (n *fakeNode) ChangeMembership(id raft.GroupID, epoch uint64, voters, learners []raft.Member, done func(error)) {
+	done(n.changeMembership(id, epoch, voters, learners))
+}
+
+func (n *fakeNode) changeMembership(id raft.GroupID, epoch uint64, voters, learners []raft.Member) error {
 	f := n.cluster
 	f.mu.Lock()
 	g := f.groups[id]
@@ -498,14 +502,14 @@ func (n *fakeNode) ChangeMembership(_ context.Context, id raft.GroupID, epoch ui
 
 // Shards.
 
-func (n *fakeNode) Birth(_ context.Context, id raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation) error {
+func (n *fakeNode) Birth(id raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation, done func(error)) {
 	n.cluster.mu.Lock()
-	defer n.cluster.mu.Unlock()
 	if g := n.cluster.groups[id]; g.born == nil {
 		g.born, g.generation = append([]shardmap.ShardID{}, shards...), generation
 		g.births++
 	}
-	return nil
+	n.cluster.mu.Unlock()
+	done(nil)
 }
 
 func (n *fakeNode) Born(id raft.GroupID) bool {

@@ -53,11 +53,13 @@ type Groups interface {
 	Leader(raft.GroupID) (leader raft.Member, term raft.Term, known bool)
 	Status(raft.GroupID) (GroupStatus, bool)
 	Statuses() []GroupStatus
-	// Transfer asks the local leader to hand over.
-	Transfer(ctx context.Context, group raft.GroupID, to raft.ReplicaID) error
+	// Transfer asks the local leader to hand over; it returns when that has
+	// begun.
+	Transfer(group raft.GroupID, to raft.ReplicaID) error
 	// ChangeMembership proposes a membership at the local leader; it is refused
-	// unless the group is at epoch. It may return before the change is through.
-	ChangeMembership(ctx context.Context, group raft.GroupID, epoch uint64, voters, learners []raft.Member) error
+	// unless the group is at epoch. done is called once, from any goroutine,
+	// perhaps before the change is through.
+	ChangeMembership(group raft.GroupID, epoch uint64, voters, learners []raft.Member, done func(error))
 }
 
 // GroupStatus is a group as its replica on this node knows it.
@@ -91,8 +93,8 @@ func (e *NotLeaderError) Error() string {
 // them. Package shardkv is the product's.
 type Shards interface {
 	// Birth gives the group that this node leads its first shards; a group that
-	// was born takes it for done.
-	Birth(ctx context.Context, group raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation) error
+	// was born takes it for done. done is called once, from any goroutine.
+	Birth(group raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation, done func(error))
 	// Born tells whether the group is known here to have been born.
 	Born(group raft.GroupID) bool
 	// ShardStatuses lists the shards of a group with estimates of what is in

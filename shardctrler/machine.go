@@ -25,8 +25,8 @@ type publication struct {
 	table *shardmap.Map
 }
 
-// newMachine is a machine that has applied nothing.
-func newMachine() *Machine {
+// NewMachine is a machine that has applied nothing.
+func NewMachine() *Machine {
 	m := &Machine{applied: new(State)}
 	m.publish()
 	return m

@@ -63,7 +63,7 @@ func encodedState(s *State) []byte {
 }
 
 func TestUnreadableCommandStops(t *testing.T) {
-	m := newMachine()
+	m := NewMachine()
 	before := m.State()
 	for _, bad := range [][]byte{nil, {9}, {1, 99}, {1, tagFinish}, append(EncodeCommand(Finish{Operation: 1}), 0)} {
 		if err := m.applyEntry(newMemoryRecords(), 1, 1, [][]byte{bad}, make([]any, 1)); err == nil {
@@ -77,7 +77,7 @@ func TestUnreadableCommandStops(t *testing.T) {
 }
 
 func TestPublishedStateIsNeverModified(t *testing.T) {
-	m := newMachine()
+	m := NewMachine()
 	records := newMemoryRecords()
 	var states []*State
 	var encoded [][]byte

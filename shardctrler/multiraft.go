@@ -13,7 +13,7 @@ import (
 // group; it is a multiraft.ReplicaSpec's. The controller reads from the one
 // made last.
 func (c *Controller) NewStateMachine(*statestore.Replica) multiraft.StateMachine {
-	return c.newMachine()
+	return c.NewMachine()
 }
 
 // Apply implements multiraft.StateMachine.
@@ -120,18 +120,11 @@ func statusFromMultiraft(s multiraft.GroupStatus) GroupStatus {
 }
 
 // Transfer implements Groups.
-func (m multiraftHost) Transfer(_ context.Context, g raft.GroupID, to raft.ReplicaID) error {
+func (m multiraftHost) Transfer(g raft.GroupID, to raft.ReplicaID) error {
 	return m.host.Transfer(g, to)
 }
 
 // ChangeMembership implements Groups.
-func (m multiraftHost) ChangeMembership(ctx context.Context, g raft.GroupID, epoch uint64, voters, learners []raft.Member) error {
-	done := make(chan error, 1)
-	m.host.ChangeMembership(g, epoch, voters, learners, func(err error) { done <- err })
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+func (m multiraftHost) ChangeMembership(g raft.GroupID, epoch uint64, voters, learners []raft.Member, done func(error)) {
+	m.host.ChangeMembership(g, epoch, voters, learners, done)
 }

@@ -3,13 +3,11 @@ package shardctrler
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
-	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
 // Times of the loop around the reconciler.
@@ -34,24 +32,22 @@ func (c *Controller) reconcile(ctx context.Context) {
 			c.sleep(ctx, lookEvery, news)
 			continue
 		}
-		c.reign(ctx, &reign{c: c, leading: at,
-			reconciler: newReconciler(), heard: make(map[raft.NodeID]time.Time)})
+		c.reign(ctx, &reign{c: c, leading: at, drive: NewDrive()})
 	}
 }
 
 // reign is the loop's state during one term of leadership of this node.
 type reign struct {
 	leading
-	c          *Controller
-	reconciler *reconciler
-	heard      map[raft.NodeID]time.Time // when each node was last heard of
-	asked      time.Time                 // when reports were last asked for
-	asking     bool
-	work       sync.WaitGroup // sends and report rounds
+	c      *Controller
+	drive  *Drive
+	asked  time.Time // when reports were last asked for
+	asking bool
+	work   sync.WaitGroup // sends and report rounds
 
 	wake     signal
 	mu       sync.Mutex // guards all below
-	results  []sendResult
+	results  []SendResult
 	reports  []report
 	answered bool
 }
@@ -88,17 +84,30 @@ func (r *reign) turn(ctx context.Context) bool {
 	}
 	now := time.Now()
 	r.askReports(ctx, now)
-	in := turnInput{now: now, state: state, observed: r.observe(now, state, st), results: r.takeResults(), hints: r.c.takeHints(state)}
-	out := r.reconciler.turn(in)
-	r.c.setWaits(r.reconciler.waits(state, now))
-	for _, s := range out.sends {
-		r.send(ctx, state.ClusterID, s)
+	out := r.drive.Turn(r.input(now, state, st))
+	r.c.setWaits(r.drive.Waits(state, now))
+	for _, s := range out.Sends {
+		r.send(ctx, s)
 	}
-	if r.propose(ctx, out.commands) {
+	if r.propose(ctx, out.Commands) {
 		return true // what was committed may ask for more at once
 	}
-	r.pause(ctx, r.next(now, state, st, out.next), changed, news, wake)
+	r.pause(ctx, r.next(now, state, st, out.Next), changed, news, wake)
 	return true
+}
+
+// input is what a turn decides from, now.
+func (r *reign) input(now time.Time, state *State, st GroupStatus) DriveInput {
+	in := DriveInput{Now: now, State: state, Self: r.c.self(), Config: st, Alive: r.c.options.Alive, Hints: r.c.takeHints(state)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rep := range r.reports {
+		if rep.report != nil {
+			in.Reports = append(in.Reports, rep.report)
+		}
+	}
+	in.Results, r.results = r.results, nil
+	return in
 }
 
 // next is how long to wait if nothing happens.
@@ -154,21 +163,15 @@ func (r *reign) propose(ctx context.Context, commands []Command) bool {
 }
 
 // send has one attempt made, by a goroutine of its own: at most sendsMax run.
-func (r *reign) send(ctx context.Context, cluster string, s send) {
+func (r *reign) send(ctx context.Context, s Send) {
 	r.work.Add(1)
 	go func() {
 		defer r.work.Done()
 		ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 		defer cancel()
-		result := sendResult{operation: s.operation.ID}
-		answer, err := r.c.executeAt(ctx, s.to, s.request(cluster))
-		if err != nil {
-			result.detail = err.Error()
-		} else {
-			result.accepted, result.leader, result.detail = answer.Accepted, raft.NodeID(answer.LeaderNode), answer.Message
-		}
+		answer, err := r.c.executeAt(ctx, s.To, s.Request)
 		r.mu.Lock()
-		r.results = append(r.results, result)
+		r.results = append(r.results, s.Result(answer, err))
 		r.mu.Unlock()
 		r.wake.fire()
 	}()
@@ -190,23 +193,15 @@ func (c *Controller) executeAt(ctx context.Context, node raft.NodeID, request *f
 	return nil, last
 }
 
-func (r *reign) takeResults() []sendResult {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	results := r.results
-	r.results = nil
-	return results
-}
-
 // takeHints takes the hints of groups that something is pending for.
-func (c *Controller) takeHints(s *State) []leaderHint {
+func (c *Controller) takeHints(s *State) []LeaderHint {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var hints []leaderHint
+	var hints []LeaderHint
 	for _, o := range s.Operations {
 		group, _ := o.group()
 		if node := c.hints[group]; node != 0 {
-			hints = append(hints, leaderHint{group, node})
+			hints = append(hints, LeaderHint{group, node})
 			delete(c.hints, group)
 		}
 	}
@@ -242,65 +237,4 @@ func (r *reign) askReports(ctx context.Context, now time.Time) {
 		r.mu.Unlock()
 		r.wake.fire()
 	}()
-}
-
-// observe puts together what is known now: which nodes are heard of, what the
-// leaders reported last, and the config group from its own replica.
-func (r *reign) observe(now time.Time, s *State, st GroupStatus) Observed {
-	r.mu.Lock()
-	reports := r.reports
-	r.mu.Unlock()
-	var o Observed
-	for _, n := range s.Nodes {
-		o.Nodes = append(o.Nodes, r.heardOf(now, n))
-		o.Nodes[len(o.Nodes)-1].Ready = isReady(reports, n.ID)
-	}
-	groups := make(map[raft.GroupID]ObservedGroup)
-	for _, rep := range reports {
-		for _, g := range rep.report.GetGroups() {
-			seen := observedGroup(g)
-			if before, ok := groups[seen.ID]; !ok || before.Term < seen.Term {
-				groups[seen.ID] = seen
-			}
-		}
-	}
-	groups[raft.ConfigGroup] = ObservedGroup{ID: raft.ConfigGroup, Leader: st.Leader.Node, Term: st.Term,
-		Epoch: st.Membership.Epoch, Joint: len(st.Membership.Outgoing) > 0, Members: observedMembers(st)}
-	for _, g := range groups {
-		o.Groups = append(o.Groups, g)
-	}
-	slices.SortFunc(o.Groups, func(a, b ObservedGroup) int { return compare(a.ID, b.ID) })
-	return o
-}
-
-// isReady tells whether a node's last report says that it is ready.
-func isReady(reports []report, node raft.NodeID) bool {
-	i := slices.IndexFunc(reports, func(r report) bool { return r.node == node })
-	return i >= 0 && reports[i].report.GetReady()
-}
-
-// heardOf counts a node as alive until it has been silent for a while; one
-// that is new here has just been heard of: it registered, or this node has
-// only begun to listen.
-func (r *reign) heardOf(now time.Time, n Node) ObservedNode {
-	last, known := r.heard[n.ID]
-	if !known || n.ID == r.c.self() || r.c.options.Alive(n.ID) {
-		last = now
-		r.heard[n.ID] = now
-	}
-	silent := now.Sub(last)
-	if silent < aliveFor {
-		return ObservedNode{ID: n.ID, Alive: true}
-	}
-	return ObservedNode{ID: n.ID, Silent: silent}
-}
-
-// observedGroup is a group as its leader reported it.
-func observedGroup(g *flotillav1.GroupStatus) ObservedGroup {
-	o := ObservedGroup{ID: raft.GroupID(g.Id), Leader: raft.NodeID(g.LeaderNode), Term: raft.Term(max(0, g.Term)), Epoch: g.Epoch, Joint: g.Joint}
-	for _, m := range g.Replicas {
-		o.Members = append(o.Members, ObservedMember{Lag: m.MatchLag, Member: shardmap.Member{
-			Replica: raft.ReplicaID(m.ReplicaId), Node: raft.NodeID(m.NodeId), Learner: m.Role == "learner"}})
-	}
-	return o
 }

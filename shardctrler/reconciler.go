@@ -64,22 +64,22 @@ type turnInput struct {
 	now      time.Time
 	state    *State
 	observed Observed
-	results  []sendResult
-	hints    []leaderHint
+	results  []SendResult
+	hints    []LeaderHint
 }
 
-// sendResult is how an attempt ended.
-type sendResult struct {
-	operation OperationID
-	accepted  bool
-	leader    raft.NodeID // where the leader is, 0 if that is not known
-	detail    string
+// SendResult is how an attempt ended.
+type SendResult struct {
+	Operation OperationID
+	Accepted  bool
+	Leader    raft.NodeID // where the leader is, 0 if that is not known
+	Detail    string
 }
 
-// leaderHint says that a node has begun to lead a group.
-type leaderHint struct {
-	group raft.GroupID
-	node  raft.NodeID
+// LeaderHint says that a node has begun to lead a group.
+type LeaderHint struct {
+	Group raft.GroupID
+	Node  raft.NodeID
 }
 
 // turnOutput is what a turn wants done.
@@ -139,31 +139,31 @@ func (r *reconciler) forget(in turnInput) {
 }
 
 // result notes how an attempt ended, and says what is to be committed of it.
-func (r *reconciler) result(in turnInput, result sendResult) Command {
-	o, pending := in.state.operation(result.operation)
-	a := r.attempts[result.operation]
+func (r *reconciler) result(in turnInput, result SendResult) Command {
+	o, pending := in.state.operation(result.Operation)
+	a := r.attempts[result.Operation]
 	if !pending || a == nil {
 		return nil
 	}
 	a.running = false
-	a.last = result.detail
-	if result.accepted {
+	a.last = result.Detail
+	if result.Accepted {
 		return r.accepted(in, o, a, result)
 	}
 	a.failures++
-	a.target = result.leader
+	a.target = result.Leader
 	a.notBefore = in.now.Add(a.backoff())
-	if result.leader != 0 && a.failures == 1 {
+	if result.Leader != 0 && a.failures == 1 {
 		a.notBefore = in.now
 	}
 	if _, isTransfer := o.Body.(TransferLeader); isTransfer && in.now.UnixMilli()-o.At > transferPatience.Milliseconds() {
 		r.hold(in, o)
-		return Finish{Operation: o.ID, Detail: "given up: " + result.detail}
+		return Finish{Operation: o.ID, Detail: "given up: " + result.Detail}
 	}
 	return nil
 }
 
-func (r *reconciler) accepted(in turnInput, o Operation, a *attempt, result sendResult) Command {
+func (r *reconciler) accepted(in turnInput, o Operation, a *attempt, result SendResult) Command {
 	a.failures = 0
 	a.notBefore = in.now.Add(resend)
 	switch o.Body.(type) {
@@ -172,7 +172,7 @@ func (r *reconciler) accepted(in turnInput, o Operation, a *attempt, result send
 	case TransferLeader:
 		r.hold(in, o)
 	}
-	return Finish{Operation: o.ID, Done: true, Detail: result.detail}
+	return Finish{Operation: o.ID, Done: true, Detail: result.Detail}
 }
 
 func (r *reconciler) hold(in turnInput, o Operation) {
@@ -191,13 +191,13 @@ func (a *attempt) backoff() time.Duration {
 }
 
 // hint sends at once what was waiting for a leader.
-func (r *reconciler) hint(in turnInput, h leaderHint) {
-	o, pending := in.state.pendingFor(h.group)
+func (r *reconciler) hint(in turnInput, h LeaderHint) {
+	o, pending := in.state.pendingFor(h.Group)
 	if !pending {
 		return
 	}
 	if a := r.attempts[o.ID]; a != nil && !a.running && a.failures > 0 {
-		a.target, a.notBefore = h.node, in.now
+		a.target, a.notBefore = h.Node, in.now
 	}
 }
 

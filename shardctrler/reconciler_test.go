@@ -50,21 +50,21 @@ func TestReconcilerSendsUntilAccepted(t *testing.T) {
 		t.Fatalf("sent twice: %+v", out.sends)
 	}
 	// A hint where the leader is leads there at once.
-	out = r.turn(turnInput{now: now, state: run.state, results: []sendResult{{operation: sent.operation.ID, leader: 7, detail: "not here"}}})
+	out = r.turn(turnInput{now: now, state: run.state, results: []SendResult{{Operation: sent.operation.ID, Leader: 7, Detail: "not here"}}})
 	if len(out.sends) != 1 || out.sends[0].to != 7 {
 		t.Fatalf("after a hint %+v", out.sends)
 	}
 	// Failures back off, and say when to look again.
-	out = r.turn(turnInput{now: now, state: run.state, results: []sendResult{{operation: sent.operation.ID, detail: "nobody"}}})
+	out = r.turn(turnInput{now: now, state: run.state, results: []SendResult{{Operation: sent.operation.ID, Detail: "nobody"}}})
 	if len(out.sends) != 0 || !out.next.After(now) || out.next.Sub(now) > sendBackoffQuick {
 		t.Fatalf("after a failure %+v", out)
 	}
 	// A leader that appears is used at once.
-	out = r.turn(turnInput{now: now, state: run.state, hints: []leaderHint{{group: g.ID, node: 3}}})
+	out = r.turn(turnInput{now: now, state: run.state, hints: []LeaderHint{{Group: g.ID, Node: 3}}})
 	if len(out.sends) != 1 || out.sends[0].to != 3 {
 		t.Fatalf("after the leader appeared %+v", out)
 	}
-	out = r.turn(turnInput{now: now, state: run.state, results: []sendResult{{operation: sent.operation.ID, accepted: true, detail: "born"}}})
+	out = r.turn(turnInput{now: now, state: run.state, results: []SendResult{{Operation: sent.operation.ID, Accepted: true, Detail: "born"}}})
 	if len(out.commands) != 1 || out.commands[0] != (Finish{Operation: sent.operation.ID, Done: true, Detail: "born"}) {
 		t.Fatalf("accepted %+v", out.commands)
 	}
@@ -81,7 +81,7 @@ func TestReconcilerSendsUntilAccepted(t *testing.T) {
 	}
 	// What has ended is forgotten, and a late answer to it says nothing.
 	run.apply(Finish{Operation: sent.operation.ID, Done: true})
-	out = r.turn(turnInput{now: now, state: run.state, results: []sendResult{{operation: sent.operation.ID, accepted: true}}})
+	out = r.turn(turnInput{now: now, state: run.state, results: []SendResult{{Operation: sent.operation.ID, Accepted: true}}})
 	if len(out.commands) != 0 || r.attempts[sent.operation.ID] != nil {
 		t.Fatalf("after the end %+v", out)
 	}
@@ -155,7 +155,7 @@ func TestTransferIsGivenUpAndHeld(t *testing.T) {
 	}
 	id := out.sends[0].operation.ID
 	late := now.Add(transferPatience + time.Second)
-	out = r.turn(turnInput{now: late, state: run.state, observed: o, results: []sendResult{{operation: id, detail: "no"}}})
+	out = r.turn(turnInput{now: late, state: run.state, observed: o, results: []SendResult{{Operation: id, Detail: "no"}}})
 	if f, ok := out.commands[0].(Finish); !ok || f.Done {
 		t.Fatalf("not given up: %+v", out.commands)
 	}

@@ -20,23 +20,30 @@ func (c *Controller) GetNodeReport(_ context.Context, r *flotillav1.GetNodeRepor
 	if host == nil {
 		return nil, toStatus(ErrNotInitialised)
 	}
-	report := &flotillav1.NodeReport{NodeId: uint64(id.Node)}
-	for _, st := range host.Statuses() {
-		report.Replicas++
-		if !st.IsLeader {
-			continue
-		}
-		report.Led = append(report.Led, uint64(st.Group))
-		report.Groups = append(report.Groups, groupReport(st, st.Group == raft.ConfigGroup || c.options.Shards.Born(st.Group)))
-		if r.Shards && st.Group != raft.ConfigGroup {
-			report.Shards = append(report.Shards, c.options.Shards.ShardStatuses(st.Group)...)
-		}
-	}
+	report := Report(id.Node, host, c.options.Shards, r.Shards)
 	report.Ready, report.WaitingFor = c.options.Ready()
 	if c.stopping.Load() {
 		report.Ready, report.WaitingFor = false, []string{"the node is stopping"}
 	}
 	return report, nil
+}
+
+// Report is what a node knows of the groups that it leads, with their shards
+// if they are asked for. Whether the node is ready is left to be filled in.
+func Report(node raft.NodeID, groups Groups, shards Shards, withShards bool) *flotillav1.NodeReport {
+	report := &flotillav1.NodeReport{NodeId: uint64(node)}
+	for _, st := range groups.Statuses() {
+		report.Replicas++
+		if !st.IsLeader {
+			continue
+		}
+		report.Led = append(report.Led, uint64(st.Group))
+		report.Groups = append(report.Groups, groupReport(st, st.Group == raft.ConfigGroup || shards.Born(st.Group)))
+		if withShards && st.Group != raft.ConfigGroup {
+			report.Shards = append(report.Shards, shards.ShardStatuses(st.Group)...)
+		}
+	}
+	return report
 }
 
 // groupReport is a group as its leader shows it.

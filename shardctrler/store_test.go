@@ -35,7 +35,7 @@ func TestCrashReplayAndSnapshot(t *testing.T) {
 		model := statestore.NewModel()
 		store := statestore.OpenModel(model, func() {})
 		at := store.Replica(raft.ReplicaKey{Group: 1, Replica: 1})
-		m := newMachine()
+		m := NewMachine()
 		var log []multiraft.Applied
 		for i := range rapid.IntRange(1, 30).Draw(t, "entries") {
 			e := multiraft.Applied{Index: raft.Index(i + 1), Term: 1, Stamp: int64(i), Commands: [][]byte{EncodeCommand(drawCommand(t, m.applied))}}
@@ -49,7 +49,7 @@ func TestCrashReplayAndSnapshot(t *testing.T) {
 
 		to := statestore.OpenModel(statestore.NewModel(), func() {}).Replica(raft.ReplicaKey{Group: 1, Replica: 2})
 		copySnapshot(t, at, to)
-		installed := newMachine()
+		installed := NewMachine()
 		if err := installed.Restored(to); err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func TestCrashReplayAndSnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again := newMachine()
+		again := NewMachine()
 		if err := again.Restored(at); err != nil {
 			t.Fatal(err)
 		}
@@ -103,26 +103,26 @@ func copySnapshot(t *rapid.T, from, to *statestore.Replica) {
 // TestRestoreRefusesDamage: a record that cannot be read stops the replica.
 func TestRestoreRefusesDamage(t *testing.T) {
 	good := newMemoryRecords()
-	m := newMachine()
+	m := NewMachine()
 	for i, c := range storyOfAGroup(t) {
 		if err := m.applyEntry(good, raft.Index(i+1), 1, [][]byte{EncodeCommand(c)}, make([]any, 1)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := newMachine().restore(good); err != nil {
+	if err := NewMachine().restore(good); err != nil {
 		t.Fatal(err)
 	}
 	for key, value := range good.values {
 		for _, bad := range [][]byte{nil, value[:len(value)-1], append([]byte{recordVersion + 1}, value[1:]...)} {
 			good.values[key] = bad
-			if err := newMachine().restore(good); err == nil {
+			if err := NewMachine().restore(good); err == nil {
 				t.Errorf("record %q was read from %x", key, bad)
 			}
 		}
 		good.values[key] = value
 	}
 	good.values["?12345678"] = []byte{recordVersion}
-	if err := newMachine().restore(good); err == nil {
+	if err := NewMachine().restore(good); err == nil {
 		t.Error("a record of an unknown kind was skipped")
 	}
 }

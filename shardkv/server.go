@@ -1,11 +1,13 @@
 package shardkv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +47,8 @@ type Options struct {
 	// heard of. It is asked only when a request fails.
 	HasQuorum func(raft.GroupID) bool
 	Logger    *slog.Logger
+	// Manual: no goroutines; the caller drives with RunOnce.
+	Manual bool
 }
 
 // Times and limits of a server.
@@ -71,6 +75,8 @@ type Server struct {
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
 	running sync.WaitGroup
+
+	turned, kept time.Time // RunOnce's: how far the wheel has turned, when time was last kept
 }
 
 // group is a replica of this node.
@@ -94,12 +100,34 @@ func NewServer(options Options) *Server {
 	s.wheel = newWheel(s.expired)
 	s.reads = newReadQueue()
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	if options.Manual {
+		return s
+	}
 	s.running.Go(func() { s.wheel.run(s.ctx) })
 	s.running.Go(func() { s.keepTime(s.ctx) })
 	for range readers {
 		s.running.Go(func() { s.reads.run(s.ctx, s.answerReads) })
 	}
 	return s
+}
+
+// RunOnce does what the goroutines of a server without any would do: it answers
+// the reads that may be, ends the calls whose time is up, and commits the time
+// of groups where something is due. now is the caller's clock.
+func (s *Server) RunOnce(now time.Time) {
+	for batch := s.reads.pop(); batch != nil; batch = s.reads.pop() {
+		s.answerReads(batch)
+	}
+	if s.turned.IsZero() {
+		s.turned, s.kept = now, now
+	}
+	for ; now.Sub(s.turned) >= wheelTick; s.turned = s.turned.Add(wheelTick) {
+		s.wheel.turn()
+	}
+	if now.Sub(s.kept) >= dueCheck {
+		s.kept = now
+		s.keepTimeOnce()
+	}
 }
 
 // Attach gives the server its host.
@@ -294,20 +322,14 @@ func (s *Server) notLeader(id raft.GroupID, leader raft.Member) *flotillav1.Resp
 }
 
 // Birth gives the group that this node leads its first shards; one that was
-// born takes it for done.
-func (s *Server) Birth(ctx context.Context, id raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation) error {
+// born takes it for done. done is called once, as Submit's is.
+func (s *Server) Birth(id raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation, done func(error)) {
 	host := s.host.Load()
 	if host == nil {
-		return multiraft.ErrNoGroup
+		done(multiraft.ErrNoGroup)
+		return
 	}
-	done := make(chan error, 1)
-	(*host).ProposeUrgent(id, encodeCommand(&birth{generation: uint64(generation), shards: shards}), func(r multiraft.Result) { done <- r.Err })
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	(*host).ProposeUrgent(id, encodeCommand(&birth{generation: uint64(generation), shards: shards}), func(r multiraft.Result) { done(r.Err) })
 }
 
 // keepTime commits the time of groups in which something falls due: a key's
@@ -320,15 +342,26 @@ func (s *Server) keepTime(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			s.keepTimeOnce()
 		}
-		host := s.host.Load()
-		if host == nil {
-			continue
+	}
+}
+
+func (s *Server) keepTimeOnce() {
+	host := s.host.Load()
+	if host == nil {
+		return
+	}
+	var due []*group // in an order that does not depend on the map
+	s.groups.Range(func(_, v any) bool {
+		if g := v.(*group); g.machine.NextDue() != math.MaxInt64 {
+			due = append(due, g)
 		}
-		s.groups.Range(func(_, v any) bool {
-			s.keepGroupTime(*host, v.(*group))
-			return true
-		})
+		return true
+	})
+	slices.SortFunc(due, func(a, b *group) int { return cmp.Compare(a.id, b.id) })
+	for _, g := range due {
+		s.keepGroupTime(*host, g)
 	}
 }
 

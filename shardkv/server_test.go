@@ -129,9 +129,11 @@ func serve(t *testing.T, test func(t *testing.T, b *bench)) {
 		}
 		b.host = &fakeHost{rig: r, leader: self}
 		b.server.Attach(b.host)
-		if err := b.server.Birth(t.Context(), rigGroup, []shardmap.ShardID{0, 1}, 1); err != nil {
-			t.Fatal(err)
-		}
+		b.server.Birth(rigGroup, []shardmap.ShardID{0, 1}, 1, func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
 		test(t, b)
 	})
 }

@@ -97,6 +97,29 @@ func (m *Model) Sync(n int) {
 // SyncAll is Sync of what is queued now.
 func (m *Model) SyncAll() { m.Sync(m.Queued()) }
 
+// Fail ends the queued requests with an error, as a disk that is full or
+// broken does. What is queued from then on waits again: the store's owner stops.
+func (m *Model) Fail(err error) {
+	m.mu.Lock()
+	failed := m.queue
+	m.queue = nil
+	m.mu.Unlock()
+	for _, r := range failed {
+		r.done(err)
+	}
+}
+
+// CrashKeep is Crash, but the oldest n queued requests had reached the disk
+// though nobody was told.
+func (m *Model) CrashKeep(n int) {
+	m.mu.Lock()
+	if n = min(n, len(m.queue)); n > 0 {
+		m.durable = m.queue[n-1].state
+	}
+	m.mu.Unlock()
+	m.Crash()
+}
+
 // Crash loses what is not durable; its dones are never called.
 func (m *Model) Crash() {
 	m.mu.Lock()

@@ -15,7 +15,7 @@ func (h *Host) Clock() int64 { return lowerMedian(h.opts.Transport.Clocks()) }
 func (h *Host) groupClock(r *replica) int64 {
 	r.learnMembers()
 	clocks := make([]int64, 0, 8)
-	clocks = append(clocks, r.worker.now.UnixMilli())
+	clocks = append(clocks, h.opts.Wall())
 	return h.medianWith(clocks, *r.nodes.Load())
 }
 
@@ -36,7 +36,7 @@ func (h *Host) medianWith(clocks []int64, nodes []raft.NodeID) int64 {
 // GroupClock is the lower median of the clocks of the group's nodes as seen
 // here, unix ms: what an entry proposed now would be stamped with, at least.
 func (h *Host) GroupClock(g raft.GroupID) int64 {
-	clocks := []int64{h.now().UnixMilli()}
+	clocks := []int64{h.opts.Wall()}
 	r, ok := h.find(g)
 	if !ok {
 		return clocks[0]

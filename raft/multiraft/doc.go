@@ -124,5 +124,6 @@
 // With Options.Manual the host starts none: the caller runs [Host.RunOnce]
 // whenever it likes and calls into the host from one goroutine, over stores and
 // a transport of its own, with a clock of its own. That is how a simulator
-// drives the real turns.
+// drives the real turns. With Options.Go it also runs, as it likes, what waits
+// for a snapshot on its way; Close cancels that and does not wait for it.
 package multiraft

@@ -340,7 +340,12 @@ func (h *Host) fail(err error) {
 	for _, w := range h.workers {
 		w.end()
 	}
-	if h.opts.OnFatal != nil {
+	if h.opts.OnFatal == nil {
+		return
+	}
+	if h.opts.Manual {
+		h.opts.OnFatal(err)
+	} else {
 		go h.opts.OnFatal(err)
 	}
 }

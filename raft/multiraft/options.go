@@ -17,9 +17,13 @@ type Options struct {
 	States    States
 	Transport Transport
 	Logger    *slog.Logger     // nil: slog.Default
-	Clock     func() time.Time // nil: time.Now. Its monotonic part drives ticks and leases, its wall part stamps
+	Clock     func() time.Time // nil: time.Now. It drives ticks and leases, and never runs backwards
+	Wall      func() int64     // nil: Clock's wall part, unix ms. It stamps entries, and may jump
 	Rand      *rand.Rand       // nil: seeded by the runtime. A simulator gives its own; the host is its only user
 	Manual    bool             // no goroutines: the caller drives with RunOnce
+	// Go runs what blocks while a snapshot is on its way. nil: a goroutine, or,
+	// with Manual, RunOnce itself. The function ends when Close is called.
+	Go func(func())
 
 	Workers  int // 0: number of cores
 	Appliers int // 0: number of cores, at least 2
@@ -30,8 +34,8 @@ type Options struct {
 	// OnRemoved is told when a replica's own log has removed it from its group.
 	// As OnLeader; the owner then calls Remove, from a goroutine of its own.
 	OnRemoved func(raft.ReplicaKey)
-	// OnFatal is told once, in a goroutine of its own, why the host stopped by
-	// itself.
+	// OnFatal is told once, in a goroutine of its own unless Manual, why the host
+	// stopped by itself.
 	OnFatal func(error)
 	// Observe sees durations; its functions must not block.
 	Observe Observers
@@ -63,6 +67,9 @@ type Limits struct {
 	CampaignsMax     int   // campaigns of a worker at once, when it starts them itself; 64
 	SnapshotSendsMax int   // snapshots streamed at once; 2
 	LogKeepBytes     int64 // kept log of all groups; 2 GiB
+	// FollowerKeepBytes is what a follower keeps of its log behind what is
+	// flushed, should it become the leader of a member that lags a little; 4 MiB.
+	FollowerKeepBytes int64
 }
 
 func (l Limits) withDefaults() Limits {
@@ -79,6 +86,7 @@ func (l Limits) withDefaults() Limits {
 	setDefault(&l.CampaignsMax, 64)
 	setDefault(&l.SnapshotSendsMax, 2)
 	setDefault(&l.LogKeepBytes, 2<<30)
+	setDefault(&l.FollowerKeepBytes, 4<<20)
 	return l
 }
 
@@ -125,6 +133,13 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Clock == nil {
 		o.Clock = time.Now
+	}
+	if o.Go == nil && !o.Manual {
+		o.Go = func(f func()) { go f() }
+	}
+	if o.Wall == nil {
+		clock := o.Clock
+		o.Wall = func() int64 { return clock().UnixMilli() }
 	}
 	if o.Rand == nil {
 		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))

@@ -70,10 +70,10 @@ func (s *sends) enqueue(r *replica, to raft.Member) {
 func (s *sends) kick() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := 0; i < len(s.waiting) && s.running < s.max && !s.closed && !s.h.opts.Manual; i++ {
+	for i := 0; i < len(s.waiting) && s.running < s.max && !s.closed && s.h.opts.Go != nil; i++ {
 		s.running++
 		s.wait.Add(1)
-		go s.loop()
+		s.h.opts.Go(s.loop)
 	}
 }
 
@@ -87,8 +87,12 @@ func (s *sends) loop() {
 	s.mu.Unlock()
 }
 
-// runManual streams what can begin, for a host without goroutines.
+// runManual streams what can begin, for a host that has nobody else to do it.
 func (s *sends) runManual() {
+	if s.h.opts.Go != nil {
+		s.kick()
+		return
+	}
 	for s.one() {
 	}
 }
@@ -212,7 +216,9 @@ func (s *sends) close() {
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
-	s.wait.Wait()
+	if !s.h.opts.Manual {
+		s.wait.Wait()
+	}
 }
 
 // HandleSnapshot takes a snapshot in: it returns when the state is replaced,

@@ -8,10 +8,6 @@ import (
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
-// followerKeepBytes is what a follower keeps of its log behind what is
-// flushed, should it become the leader of a member that lags a little.
-const followerKeepBytes = 4 << 20
-
 // trimmer looks after what the log keeps and when the state store is flushed.
 // One goroutine runs its turns.
 type trimmer struct {
@@ -202,7 +198,7 @@ func (r *replica) logUse(size int64, durable raft.Index) logUse {
 	}
 	if core.Role != raft.Leader {
 		if size > 0 && u.last >= u.first {
-			entries := float64(u.last-u.first+1) * min(1, float64(followerKeepBytes)/float64(size))
+			entries := float64(u.last-u.first+1) * min(1, float64(r.worker.h.opts.Limits.FollowerKeepBytes)/float64(size))
 			u.needed = u.last + 1 - raft.Index(entries)
 		}
 		return u
