@@ -45,15 +45,22 @@ type link struct {
 
 	up    bool
 	downs uint64 // how often it went down: tells two ups apart
+	told  told
+}
+
+// told is what the handler was last told of a peer.
+type told struct {
+	up    bool
+	downs uint64
 }
 
 func newLink(self uint64) link { return link{self: self, rtt: -1} }
 
-// next is the ping to send now.
-func (l *link) next(now time.Time) ping {
+// next is the ping to send now; clock is the node's own, unix ms.
+func (l *link) next(now time.Time, clock int64) ping {
 	l.seq++
 	l.sent[l.seq%sentMax] = now
-	p := ping{boot: l.self, seq: l.seq, clock: now.UnixMilli(), rtt: l.rtt}
+	p := ping{boot: l.self, seq: l.seq, clock: clock, rtt: l.rtt}
 	if l.boot != 0 {
 		p.echoBoot, p.echoSeq, p.echoDelay = l.boot, l.heardSeq, now.Sub(l.heardAt)
 	}
@@ -134,6 +141,58 @@ func (l *link) down() (wasUp bool) {
 	l.up = false
 	l.downs++
 	return true
+}
+
+// news is what the handler has to be told: a down, an up, or a down and then
+// an up, if the peer was down in between. A removed peer is down.
+func (l *link) news(removed bool) (down, up bool) {
+	isUp := l.up && !removed
+	down = l.told.up && (!isUp || l.told.downs != l.downs)
+	up = isUp && (down || !l.told.up)
+	l.told = told{up: isUp, downs: l.downs}
+	return down, up
+}
+
+// Liveness is what a node knows of one other node's liveness, as a value that
+// is stepped with pings and times: what the transport runs over its streams,
+// for whoever carries the pings in another way. Not safe for concurrent use.
+type Liveness struct{ link link }
+
+// Ping is one liveness message.
+type Ping struct{ ping ping }
+
+// NewLiveness has heard nothing yet. boot is the number of this node's life.
+func NewLiveness(boot uint64) *Liveness { return &Liveness{link: newLink(boot)} }
+
+// Next is the ping to send now. clock is this node's, unix ms.
+func (l *Liveness) Next(now time.Time, clock int64) Ping { return Ping{l.link.next(now, clock)} }
+
+// Heard takes in a ping of the other node; News tells what it changed.
+func (l *Liveness) Heard(now time.Time, p Ping, suspectAfter time.Duration) {
+	l.link.heard(now, p.ping, suspectAfter)
+}
+
+// Expire takes the node down if it was silent, or deaf, for too long.
+func (l *Liveness) Expire(now time.Time, suspectAfter time.Duration) {
+	l.link.expire(now, suspectAfter)
+}
+
+// Broken takes the node down: its connection was refused or reset.
+func (l *Liveness) Broken() { l.link.broken() }
+
+// News is what changed since it was last asked: a death, a (new) life with its
+// boot number, or a death and then a life.
+func (l *Liveness) News() (down, up bool, boot uint64) {
+	down, up = l.link.news(false)
+	return down, up, l.link.boot
+}
+
+// Up tells whether the node is alive: it is heard, and known to hear us.
+func (l *Liveness) Up() bool { return l.link.up }
+
+// Clock is the node's clock now, unix ms, while it is up.
+func (l *Liveness) Clock(now time.Time) (ms int64, ok bool) {
+	return l.link.clockNow(now), l.link.up && !l.link.clockAt.IsZero()
 }
 
 // PeerLiveness is what is known of a peer's liveness.

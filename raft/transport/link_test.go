@@ -9,7 +9,7 @@ const testSuspect = 500 * time.Millisecond
 
 // exchange lets x send a ping to y, delay on the way.
 func exchange(x, y *link, now, delay time.Duration) {
-	p := x.next(at(now))
+	p := x.next(at(now), at(now).UnixMilli())
 	y.heard(at(now+delay), p, testSuspect)
 }
 
@@ -51,7 +51,7 @@ func TestLinkDeafPeerGoesDown(t *testing.T) {
 	now := 30 * ms
 	for range 20 { // b speaks, and hears nothing
 		now += 100 * ms
-		a.next(at(now))
+		a.next(at(now), at(now).UnixMilli())
 		exchange(b, a, now, 1*ms)
 		a.expire(at(now+2*ms), testSuspect)
 	}
@@ -79,7 +79,7 @@ func TestLinkSilentPeerGoesDown(t *testing.T) {
 func TestLinkNewBootIsADeath(t *testing.T) {
 	a, _ := upPair(t)
 	again := newLink(23)
-	if !a.heard(at(41*ms), again.next(at(40*ms)), testSuspect) {
+	if !a.heard(at(41*ms), again.next(at(40*ms), at(40*ms).UnixMilli()), testSuspect) {
 		t.Error("the new boot was not noticed")
 	}
 	if a.up || a.downs != 1 || a.boot != 23 {
@@ -111,7 +111,7 @@ func TestLinkBreakNeedsNewProof(t *testing.T) {
 func TestLinkIgnoresLies(t *testing.T) {
 	a, b := upPair(t)
 	proven, heard := a.provenAt, a.heardAt
-	p := b.next(at(30 * ms))
+	p := b.next(at(30 * ms), at(30 * ms).UnixMilli())
 	p.echoSeq = a.seq + 1000 // never sent
 	a.heard(at(31*ms), p, testSuspect)
 	if !a.provenAt.Equal(proven) {
@@ -123,9 +123,9 @@ func TestLinkIgnoresLies(t *testing.T) {
 	if a.heardAt.Equal(at(60*ms)) || a.heardAt.Equal(heard) {
 		t.Error("a late ping counts, or a timely one does not")
 	}
-	p = b.next(at(70 * ms))
+	p = b.next(at(70 * ms), at(70 * ms).UnixMilli())
 	p.echoBoot = 99 // it heard another process of ours
-	p.echoSeq = a.next(at(65 * ms)).seq
+	p.echoSeq = a.next(at(65 * ms), at(65 * ms).UnixMilli()).seq
 	a.heard(at(71*ms), p, testSuspect)
 	if !a.provenAt.Equal(proven) {
 		t.Error("an echo of another boot proves something")
@@ -141,11 +141,11 @@ func TestLinkClock(t *testing.T) {
 	if got, want := a.clockNow(at(600*ms)), at(599*ms).UnixMilli(); got != want {
 		t.Errorf("clock %d, want %d: a delayed reading has displaced a better one", got, want)
 	}
-	p := b.next(at(700 * ms))
+	p := b.next(at(700 * ms), at(700 * ms).UnixMilli())
 	p.clock -= 3_600_000 // set back by an hour
 	a.heard(at(701*ms), p, testSuspect)
 	for now := 800 * ms; now < 700*ms+clockHold+200*ms; now += 100 * ms {
-		p := b.next(at(now))
+		p := b.next(at(now), at(now).UnixMilli())
 		p.clock -= 3_600_000
 		a.heard(at(now+1*ms), p, testSuspect)
 	}

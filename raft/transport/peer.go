@@ -17,16 +17,9 @@ type peer struct {
 	mu      sync.Mutex // guards all below; nothing is called under it
 	queue   queue
 	link    link
-	told    told
 	line    *line
 	revived chan struct{} // closed and replaced when a peer that is not up is heard
 	removed bool
-}
-
-// told is what the handler was last told of a peer.
-type told struct {
-	up    bool
-	downs uint64
 }
 
 func newPeer(id raft.NodeID, self Identity, limits Limits) *peer {
@@ -73,7 +66,7 @@ func (p *peer) clearQueue() (dropped int) {
 func (p *peer) nextPing(now time.Time) ping {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.link.next(now)
+	return p.link.next(now, now.UnixMilli())
 }
 
 // heard takes in a ping; changed tells whether the peer went up or down by it.
@@ -135,14 +128,10 @@ func (p *peer) clock(now time.Time) (ms int64, ok bool) {
 	return p.link.clockNow(now), p.link.up && !p.link.clockAt.IsZero()
 }
 
-// news is what the handler has to be told: a down, an up, or a down and then
-// an up, if the peer was down in between.
+// news is what the handler has to be told; see link.news.
 func (p *peer) news() (down, up bool, boot uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	isUp := p.link.up && !p.removed
-	down = p.told.up && (!isUp || p.told.downs != p.link.downs)
-	up = isUp && (down || !p.told.up)
-	p.told = told{up: isUp, downs: p.link.downs}
+	down, up = p.link.news(p.removed)
 	return down, up, p.link.boot
 }
