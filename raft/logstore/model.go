@@ -78,6 +78,30 @@ func (m *Model) Queued() int {
 	return len(m.queue)
 }
 
+// Known are the replicas that the disk would give back after a crash now,
+// ascending.
+func (m *Model) Known() []raft.ReplicaKey {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	keys := make([]raft.ReplicaKey, 0, len(m.durable.groups))
+	for id := range m.durable.groups {
+		keys = append(keys, id)
+	}
+	slices.SortFunc(keys, func(a, b raft.ReplicaKey) int {
+		return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.Replica, b.Replica))
+	})
+	return keys
+}
+
+// Durable is what the disk would give back of a replica after a crash now: its
+// term and vote, and the end of its log.
+func (m *Model) Durable(id raft.ReplicaKey) (raft.HardState, raft.Index) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := m.durable.groups[id]
+	return g.hard, g.last
+}
+
 // Sync makes the oldest n queued requests durable and then calls their dones,
 // in order.
 func (m *Model) Sync(n int) {

@@ -316,6 +316,11 @@ func (h *Host) RunOnce() (more bool) {
 	}
 	h.sends.runManual()
 	h.trimmer.turn()
+	return h.Pending()
+}
+
+// Pending says that something waits for a turn, for a host without goroutines.
+func (h *Host) Pending() bool {
 	for _, w := range h.workers {
 		if w.inbox.pending() || len(w.touched) > 0 {
 			return true

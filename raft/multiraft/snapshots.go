@@ -68,13 +68,27 @@ func (s *sends) enqueue(r *replica, to raft.Member) {
 
 // kick begins what can begin.
 func (s *sends) kick() {
+	if s.h.opts.Go == nil {
+		return
+	}
+	now := s.h.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := 0; i < len(s.waiting) && s.running < s.max && !s.closed && s.h.opts.Go != nil; i++ {
-		s.running++
-		s.wait.Add(1)
-		s.h.opts.Go(s.loop)
+	for i := range s.waiting {
+		if s.running == s.max || s.closed {
+			return
+		}
+		if s.canBegin(&s.waiting[i], now) {
+			s.running++
+			s.wait.Add(1)
+			s.h.opts.Go(s.loop)
+		}
 	}
+}
+
+// canBegin says whether a snapshot is due and its receiver alive.
+func (s *sends) canBegin(next *send, now time.Time) bool {
+	return !now.Before(next.notBefore) && s.h.alive(next.to.Node)
 }
 
 // loop streams what can begin and ends when nothing can.
@@ -133,7 +147,7 @@ func (s *sends) take() (send, bool) {
 		return send{}, false
 	}
 	for i, next := range s.waiting {
-		if !now.Before(next.notBefore) && s.h.alive(next.to.Node) {
+		if s.canBegin(&next, now) {
 			s.waiting = slices.Delete(s.waiting, i, i+1)
 			return next, true
 		}

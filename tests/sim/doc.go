@@ -1,0 +1,38 @@
+// Package sim runs whole clusters in one goroutine, from one seed.
+//
+// What is real: the Raft core and the turns of multiraft, the state machines
+// of the config group and of the replica groups, the reconciler's steps, the
+// server's request handling, the liveness between nodes, and the client's
+// router with its sessions and retries. What is of the world: time, the
+// network, disks (the models of both stores, whose durability the world
+// decides), the loops that turn the real parts, and who does what when. All of
+// it is drawn from the seed, so a seed is a run: it gives the same trace hash
+// wherever it runs.
+//
+// A run has three parts. The cluster is made: one node founds it, the others
+// register, groups are created and born. Then faults come, as the seed's
+// profile says (profile.go names them): messages are lost, repeated, late and
+// cut off one way, in halves, rings, chains and by clogging; nodes crash with
+// any part of what they had not synced, stand still, come back, lose the ends
+// of their logs or all they had; disks are slow, stand still or are full;
+// clocks run at other rates and jump. Then all faults end, and within a bounded
+// time everything must be well.
+//
+// What must hold is checked as it happens, each by its name:
+//
+//	Election Safety, Log Matching, Leader Append-Only, Leader Completeness,
+//	State Machine Safety   figure 3 of the Raft paper (raft.go)
+//	Durable Promise        a vote, term or acknowledgement that was sent is on the disk (raft.go)
+//	One Owner              a shard has one group in one generation (state.go)
+//	Equal Replicas         replicas at one applied index hold the same bytes (state.go)
+//	Linearizability        of every key, unknown outcomes left open (history.go)
+//	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that
+//	                       is unknown is there once at most (history.go)
+//	Acknowledged Writes    are there at the end (history.go)
+//	Progress               after the faults every group serves, has caught up and counts again (progress.go)
+//	Bounded                queues stay within their limits (progress.go)
+//	Assertion              nothing in the code has panicked (world.go)
+//
+// A violation names the property, what it concerns, and the command that
+// replays the seed with its timeline.
+package sim

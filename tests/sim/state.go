@@ -1,0 +1,108 @@
+package sim
+
+import (
+	"hash/fnv"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/statestore"
+)
+
+// stateChecker compares what replicas hold.
+type stateChecker struct {
+	w       *world
+	digests map[raft.GroupID]map[raft.Index]digest
+	owners  map[owned]raft.GroupID
+}
+
+// digest is what a replica held at an applied index.
+type digest struct {
+	sum   uint64
+	place int // of the node that was first there
+}
+
+// owned is a shard in one generation.
+type owned struct{ shard, generation uint64 }
+
+func newStateChecker(w *world) stateChecker {
+	return stateChecker{w: w, digests: make(map[raft.GroupID]map[raft.Index]digest), owners: make(map[owned]raft.GroupID)}
+}
+
+// compare holds all replicas of a node against what others held at the same
+// applied index.
+func (c *stateChecker) compare(n *node) {
+	if !n.up() || n.host == nil {
+		return
+	}
+	for _, record := range n.host.Recorded() {
+		if record.Lost {
+			continue
+		}
+		key := record.ID
+		index, sum, err := digestOf(n.data.Replica(key))
+		if err != nil {
+			c.w.fail("Assertion", "node %d: the state of group %d cannot be read: %v", n.place, key.Group, err)
+			return
+		}
+		if index == 0 {
+			continue
+		}
+		byIndex := c.digests[key.Group]
+		if byIndex == nil {
+			byIndex = make(map[raft.Index]digest)
+			c.digests[key.Group] = byIndex
+		}
+		first, known := byIndex[index]
+		if !known {
+			byIndex[index] = digest{sum, n.place}
+		} else if first.sum != sum {
+			c.w.fail("Equal Replicas", "group %d at index %d: nodes %d and %d hold other bytes", key.Group, index, first.place, n.place)
+			return
+		}
+		c.w.note("digest", n.place, uint64(key.Group)<<32|uint64(index), sum, nil)
+	}
+}
+
+func digestOf(r *statestore.Replica) (raft.Index, uint64, error) {
+	view, err := r.View()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer view.Close()
+	index, _, _, err := view.Applied()
+	if err != nil {
+		return 0, 0, err
+	}
+	h := fnv.New64a()
+	it := view.NewIter(nil, nil)
+	for ok := it.First(); ok; ok = it.Next() {
+		h.Write([]byte{byte(len(it.Key()))})
+		h.Write(it.Key())
+		h.Write([]byte{byte(len(it.Value()))})
+		h.Write(it.Value())
+	}
+	return index, h.Sum64(), it.Close()
+}
+
+// checkOwners: in one generation a shard has one group.
+func (c *stateChecker) checkOwners(n *node) {
+	for _, s := range n.host.Statuses() {
+		if s.Key.Group == raft.ConfigGroup {
+			continue
+		}
+		for _, sh := range n.kv.ShardStatuses(s.Key.Group) {
+			c.owns(s.Key.Group, sh)
+		}
+	}
+}
+
+func (c *stateChecker) owns(g raft.GroupID, s *flotillav1.ShardStatus) {
+	if s.GetState() != "owned" {
+		return
+	}
+	key := owned{s.GetShard(), s.GetGeneration()}
+	if other, known := c.owners[key]; known && other != g {
+		c.w.fail("One Owner", "shard %d of generation %d is owned by groups %d and %d", key.shard, key.generation, other, g)
+	}
+	c.owners[key] = g
+}
