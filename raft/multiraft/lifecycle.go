@@ -129,6 +129,7 @@ func (h *Host) coreOptions(spec ReplicaSpec) raft.Options {
 	return raft.Options{
 		HeartbeatTicks:    t.ticks(t.Heartbeat),
 		ElectionTicks:     t.ticks(t.Election),
+		MaxAppendBytes:    h.opts.Limits.AppendBytes,
 		MaxUnappliedBytes: h.opts.Limits.UnappliedBytes,
 		LeaseReads:        spec.LeaseReads,
 	}

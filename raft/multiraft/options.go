@@ -55,6 +55,7 @@ type Observers struct {
 // them.
 type Limits struct {
 	EntryBytes       int   // proposals joined into one entry; 256 KiB
+	AppendBytes      int   // entries of one AppendEntries, one larger entry aside; 256 KiB
 	CommandBytesMax  int   // one command; 12 MiB. Beyond: ErrTooLarge
 	GroupBytes       int64 // proposals of a group not yet answered; 32 MiB. Beyond: ErrBusy
 	NodeBytes        int64 // the same for all groups of the node; 256 MiB
@@ -74,6 +75,7 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	setDefault(&l.EntryBytes, 256<<10)
+	setDefault(&l.AppendBytes, 256<<10)
 	setDefault(&l.CommandBytesMax, 12<<20)
 	setDefault(&l.GroupBytes, 32<<20)
 	setDefault(&l.NodeBytes, 256<<20)

@@ -28,6 +28,7 @@ type profile struct {
 	flush     time.Duration // likewise a flush of the state
 	flushAll  bool
 	smallLogs bool // logs are cut at once, so that snapshots are needed
+	smallSend bool // a message carries hardly more than an entry
 
 	drift  int // a node's clock runs up to so many thousandths off
 	leases bool
@@ -68,6 +69,7 @@ func drawProfile(rng *rand.Rand) profile {
 		flush:      ms(5, 50, 300),
 		flushAll:   rng.IntN(2) == 0,
 		smallLogs:  rng.IntN(3) > 0,
+		smallSend:  rng.IntN(2) == 0,
 		drift:      pick(0, 0, 10, 50),
 		leases:     rng.IntN(4) == 0,
 		faultEvery: ms(60, 200, 600, 1500),
@@ -97,10 +99,14 @@ func (p profile) String() string {
 }
 
 func (p profile) limits() multiraft.Limits {
-	if !p.smallLogs {
-		return multiraft.Limits{}
+	var l multiraft.Limits
+	if p.smallLogs {
+		l.LogKeepBytes, l.FollowerKeepBytes = 2<<10, 1<<10
 	}
-	return multiraft.Limits{LogKeepBytes: 2 << 10, FollowerKeepBytes: 1 << 10, ApplyBatchBytes: 4 << 10, EntryBytes: 1 << 10}
+	if p.smallSend {
+		l.AppendBytes, l.EntryBytes, l.ApplyBatchBytes = 100, 1<<10, 4<<10
+	}
+	return l
 }
 
 // timing makes housekeeping come often enough to be seen within a run.

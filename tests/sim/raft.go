@@ -153,7 +153,7 @@ func (c *raftChecker) written(n *node, w logstore.Write) {
 	}
 	keep := first - v.base - 1
 	at, known := v.chainAt(first - 1)
-	v.terms, v.chains = v.terms[:keep:keep], v.chains[:keep:keep]
+	v.terms, v.chains = v.terms[:keep], v.chains[:keep]
 	for i := range w.Write.Entries {
 		e := &w.Write.Entries[i]
 		at = chain(at, e)

@@ -39,7 +39,8 @@ type Counts struct {
 	Partitions, Jumps, Transfers        int
 }
 
-func (c *Counts) add(o Counts) {
+// Add adds another run's.
+func (c *Counts) Add(o Counts) {
 	c.Events += o.Events
 	c.Operations += o.Operations
 	c.Unknown += o.Unknown
