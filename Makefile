@@ -6,7 +6,7 @@ GO      ?= go
 PKGS    := ./...
 export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
 
-.PHONY: all build check test lint fmt-check generated race race-run unit process soak seeds readme bench bench-peers profile fuzz
+.PHONY: all build check test lint fmt-check generated race race-run unit process sim soak load seeds readme bench bench-peers profile fuzz
 
 all: check
 
@@ -41,7 +41,13 @@ race-run:
 process: build ## real processes: kill -9, restart, load
 	$(call timed,process,$(GO) test -count=1 -timeout 12m -tags process ./tests/process/...)
 
-soak: build ## DURATION of full load with flat memory, and the long tests at full size
+sim: ## replay a seed of the simulation of clusters: make sim SEED=7
+	@$(GO) run ./tests/sim/run $(if $(SEED),-seed $(SEED),-first $(or $(FIRST),1) -seeds $(or $(SEEDS),1000))
+
+soak: ## seeds of the simulation until told to stop, or for DURATION; what failed is kept in sim-failures
+	$(GO) run ./tests/sim/run -first $(or $(FIRST),1000000) $(if $(SEEDS),-seeds $(SEEDS)) $(if $(DURATION),-for $(DURATION))
+
+load: build ## DURATION of full load with flat memory, and the long tests at full size
 	$(GO) test -count=1 -timeout 3h -tags process ./tests/process -v \
 	  -run '^(TestSoak|TestAwayUnderLoad|TestManyKeys|TestManyGroups|TestRedisBenchmarkOnACluster)$$' -soak $(or $(DURATION),10m)
 

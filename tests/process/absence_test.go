@@ -11,7 +11,7 @@ import (
 )
 
 // soak, if it is set, makes the long tests as long and as large as the product
-// promises; make soak sets it. Without it they are small enough for CI.
+// promises; make load sets it. Without it they are small enough for CI.
 var soak = flag.Duration("soak", 0, "run TestSoak for so long, and the other long tests at full size")
 
 // sized is a length or a size: full with -soak, small without.

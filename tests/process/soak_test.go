@@ -23,12 +23,12 @@ const (
 	soakExpiryMax   = time.Minute
 )
 
-// TestSoak (make soak) puts full load on three processes for as long as -soak
+// TestSoak (make load) puts full load on three processes for as long as -soak
 // says, from the Go client and from Redis clients: no request fails, memory
 // stays flat once warm, and the log on disk is bounded.
 func TestSoak(t *testing.T) {
 	if *soak == 0 {
-		t.Skip("SKIPPED: make soak runs it")
+		t.Skip("SKIPPED: make load runs it")
 	}
 	c := startCluster(t, 3)
 	duration, warm := *soak, *soak/5 // 2 of 10 minutes

@@ -10,13 +10,20 @@ var (
 	seedsFlag = flag.Int("seeds", 0, "how many seeds TestSeeds runs; 0: as many as fit into a test run")
 )
 
-// seedsInTests is how many seeds run with all other tests.
-const seedsInTests = 60
+// How many seeds run with all other tests, and with them under the race
+// detector.
+const (
+	seedsInTests      = 100
+	seedsInShortTests = 10
+)
 
 // TestSeeds runs seeds in ascending order and stops at the first violation.
 func TestSeeds(t *testing.T) {
 	seeds := *seedsFlag
-	if seeds == 0 {
+	switch {
+	case seeds == 0 && testing.Short():
+		seeds = seedsInShortTests
+	case seeds == 0:
 		seeds = seedsInTests
 	}
 	var total Counts
