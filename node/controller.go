@@ -25,6 +25,9 @@ func (n *Node) controllerOptions(identity logstore.Identity) shardctrler.Options
 		Alive:  n.transport.Alive,
 		Ready: func() (bool, []string) {
 			waiting := n.WaitingFor()
+			if host := n.host.Load(); host != nil && host.SlowDisk() {
+				waiting = append(waiting, "its disk, which is slow: others lead meanwhile")
+			}
 			return len(waiting) == 0, waiting
 		},
 		LastMap: identity.LastNodes,

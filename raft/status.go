@@ -71,6 +71,9 @@ func (r *Raft) Leader() ReplicaID { return r.leader }
 // CommitIndex is how far this replica knows the log to be committed.
 func (r *Raft) CommitIndex() Index { return r.log.commit }
 
+// DurableIndex is how far this replica's log is durable.
+func (r *Raft) DurableIndex() Index { return r.log.durable }
+
 // Suspect tells whether the replica's log was cut and is not yet whole again.
 func (r *Raft) Suspect() bool { return r.suspicion.on }
 

@@ -114,6 +114,7 @@ func (r *replica) tick(n int, now time.Time) {
 	if second := int(time.Second / r.worker.h.opts.Timing.Tick); before/second != r.ticks/second {
 		r.expire(now)
 	}
+	r.watchDisk(now)
 	r.idle += n
 	r.trySleep()
 }
@@ -158,6 +159,9 @@ func (r *replica) rank() int {
 		return -1
 	}
 	self := r.worker.h.opts.Self
+	if r.worker.h.SlowDisk() {
+		return len(m.Voters) // behind all others
+	}
 	if r.spec.Preferred == self {
 		return 0
 	}

@@ -80,7 +80,9 @@ type Host struct {
 
 	inFlight atomic.Int64 // admitted bytes of all groups
 	reads    atomic.Int64 // not yet answered
-	stats    counters
+	// slowUntil is until when others should lead, unix ns; see slowDisk.
+	slowUntil atomic.Int64
+	stats     counters
 }
 
 // Open starts the host without replicas; Start adds them. Whatever the stores

@@ -57,6 +57,7 @@ type control struct {
 	peers    peers
 	view     LeaderView // as last told
 	campaign campaign
+	disk     slowDisk
 }
 
 // propose joins what is queued into entries. What the core cannot take now

@@ -444,3 +444,52 @@ func runSeed(t *testing.T, seed uint64) (acknowledged int) {
 	}
 	return acknowledged
 }
+
+// TestASlowDiskGivesWay: a leader whose disk is slow hands over to one whose
+// is not, and does not get the leadership back at once. Where all disks are
+// slow it stays.
+func TestASlowDiskGivesWay(t *testing.T) {
+	w := newWorld(t, 3, nil)
+	w.group(2, 1, 1, 2, 3)
+	w.mustPropose(2, "a")
+	w.run(6 * time.Second)
+	if w.leader(2) != 1 {
+		t.Fatalf("node %d leads", w.leader(2))
+	}
+	load := func(d time.Duration) {
+		for end := w.now.Add(d); w.now.Before(end); {
+			for _, id := range w.order {
+				if h := w.nodes[id].host; h != nil {
+					h.Propose(2, []byte("x"), func(Result) {})
+				}
+			}
+			w.run(10 * time.Millisecond)
+		}
+	}
+	w.nodes[1].slow = 500 * time.Millisecond
+	load(3 * time.Second)
+	leader := w.leader(2)
+	if leader == 1 || !w.nodes[1].host.SlowDisk() {
+		t.Fatalf("node %d leads, slow %t", leader, w.nodes[1].host.SlowDisk())
+	}
+	w.crash(leader) // the slow node stands behind the other one
+	load(3 * time.Second)
+	if next := w.leader(2); next == 1 {
+		t.Errorf("node %d leads", next)
+	}
+	w.up(leader)
+	w.nodes[1].slow = 0
+	load(40 * time.Second)
+	if w.nodes[1].host.SlowDisk() {
+		t.Error("the disk is still held for slow")
+	}
+
+	for _, id := range w.order {
+		w.nodes[id].slow = 400 * time.Millisecond
+	}
+	leader = w.leader(2)
+	load(30 * time.Second)
+	if next := w.leader(2); next != leader {
+		t.Errorf("all disks are slow and leadership went from node %d to node %d", leader, next)
+	}
+}

@@ -112,6 +112,8 @@ type worldNode struct {
 	host   *Host // nil: down
 	boot   uint64
 	noSync bool          // the disk stands still
+	slow   time.Duration // a sync takes so long
+	synced time.Time     // when the last one was made
 	skew   time.Duration // how far its clock is ahead, as others see it
 	tally  map[raft.GroupID]*tally
 	gone   []raft.ReplicaKey
@@ -273,8 +275,9 @@ func (w *world) step() {
 				break
 			}
 		}
-		if !n.noSync {
+		if !n.noSync && w.now.Sub(n.synced) >= n.slow {
 			n.log.SyncAll()
+			n.synced = w.now
 		}
 		if n.states.FlushWanted() {
 			n.states.Flush()

@@ -111,7 +111,7 @@ func TestLinkBreakNeedsNewProof(t *testing.T) {
 func TestLinkIgnoresLies(t *testing.T) {
 	a, b := upPair(t)
 	proven, heard := a.provenAt, a.heardAt
-	p := b.next(at(30 * ms), at(30 * ms).UnixMilli())
+	p := b.next(at(30*ms), at(30*ms).UnixMilli())
 	p.echoSeq = a.seq + 1000 // never sent
 	a.heard(at(31*ms), p, testSuspect)
 	if !a.provenAt.Equal(proven) {
@@ -123,9 +123,9 @@ func TestLinkIgnoresLies(t *testing.T) {
 	if a.heardAt.Equal(at(60*ms)) || a.heardAt.Equal(heard) {
 		t.Error("a late ping counts, or a timely one does not")
 	}
-	p = b.next(at(70 * ms), at(70 * ms).UnixMilli())
+	p = b.next(at(70*ms), at(70*ms).UnixMilli())
 	p.echoBoot = 99 // it heard another process of ours
-	p.echoSeq = a.next(at(65 * ms), at(65 * ms).UnixMilli()).seq
+	p.echoSeq = a.next(at(65*ms), at(65*ms).UnixMilli()).seq
 	a.heard(at(71*ms), p, testSuspect)
 	if !a.provenAt.Equal(proven) {
 		t.Error("an echo of another boot proves something")
@@ -141,7 +141,7 @@ func TestLinkClock(t *testing.T) {
 	if got, want := a.clockNow(at(600*ms)), at(599*ms).UnixMilli(); got != want {
 		t.Errorf("clock %d, want %d: a delayed reading has displaced a better one", got, want)
 	}
-	p := b.next(at(700 * ms), at(700 * ms).UnixMilli())
+	p := b.next(at(700*ms), at(700*ms).UnixMilli())
 	p.clock -= 3_600_000 // set back by an hour
 	a.heard(at(701*ms), p, testSuspect)
 	for now := 800 * ms; now < 700*ms+clockHold+200*ms; now += 100 * ms {
