@@ -29,7 +29,8 @@
 // The log lies in files that are as large as they will be before they are
 // written to, so that a sync moves data and no metadata. Each begins with a
 // checkpoint (all that is known but the entries), so that the oldest can go as
-// soon as none of its entries counts any more; its file is used again. In
+// soon as none of its entries counts any more; its file is used again, under a
+// header that is synced before anything else is written into it. In
 // memory stays where each group's entries lie, run by run, and the most recent
 // entries themselves. When the files have become much larger than what counts
 // in them, the entries left in the oldest are copied to the end of the log: a

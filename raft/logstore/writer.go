@@ -226,11 +226,20 @@ func (s *Store) roll() error {
 
 // begin makes next the active segment.
 func (s *Store) begin(next *segment, header segmentHeader) error {
+	usedBefore := next.header.number != 0
 	next.header, next.live = header, 0
 	s.checkpoint()
 	sealFrame(s.frame.bytes, header.nonce, header.first)
 	if _, err := next.file.WriteAt(header.encode(), 0); err != nil {
 		return fmt.Errorf("write log: %w", err)
+	}
+	if usedBefore {
+		// A power cut may leave any part of what was not synced. Frames of this
+		// use under the header of the last one would look like damage in a
+		// segment that others follow.
+		if err := next.sync(); err != nil {
+			return err
+		}
 	}
 	next.end = segmentHeaderBytes
 	if err := next.write(s.frame.bytes); err != nil {
