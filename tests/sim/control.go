@@ -265,6 +265,15 @@ func (n *node) leaderChanged(c multiraft.LeaderChange) {
 		return
 	}
 	w.raft.leaderChanged(n, c)
+	if c.Role == raft.Leader && w.phase == phaseFaulty && w.chance(w.profile.mortal) {
+		life := n.process
+		w.after(w.upTo(w.profile.sync+2*w.profile.delay), func() {
+			if n.process == life {
+				n.crash()
+				n.planRestart()
+			}
+		})
+	}
 	if n.control.hints == nil {
 		n.control.hints = make(map[raft.GroupID]raft.NodeID)
 	}

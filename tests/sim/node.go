@@ -108,7 +108,7 @@ func (n *node) start() {
 		Self:      func() raft.NodeID { return n.id },
 		Shards:    n.shards,
 		Address:   n.addressOf,
-		HasQuorum: func(raft.GroupID) bool { return true },
+		HasQuorum: n.hasQuorum,
 		Logger:    slog.New(slog.DiscardHandler),
 		Manual:    true,
 	})
@@ -193,6 +193,29 @@ func (n *node) addressOf(id raft.NodeID) string {
 		}
 	}
 	return ""
+}
+
+// hasQuorum tells whether a majority of a group's voters is on nodes that are
+// heard of, as package node does.
+func (n *node) hasQuorum(id raft.GroupID) bool {
+	if n.control.current == nil {
+		return true
+	}
+	group, ok := n.control.current.Group(id)
+	if !ok {
+		return true
+	}
+	voters, alive := 0, 0
+	for _, m := range group.Members {
+		if m.Learner {
+			continue
+		}
+		voters++
+		if n.Alive(m.Node) {
+			alive++
+		}
+	}
+	return alive > voters/2
 }
 
 // forLife runs do after d, unless this life is over by then; a process that
