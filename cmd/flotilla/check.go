@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flotilla-kv/flotilla/client"
-	"github.com/flotilla-kv/flotilla/cmd/flotilla/internal/history"
+	"github.com/flotilla-kv/flotilla/internal/history"
 )
 
 // checkOptions are the flags of flotilla check.

@@ -20,7 +20,9 @@ const module = "github.com/flotilla-kv/flotilla/"
 var arrows = map[string][]string{
 	"api/flotilla/v1":      {},
 	"internal/assert":      {},
+	"internal/chaos":       {},
 	"internal/disk":        {},
+	"internal/history":     {"client"},
 	"internal/wire":        {"api/flotilla/v1"},
 	"internal/protogen":    {},
 	"internal/tlsfiles":    {},

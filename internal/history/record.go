@@ -20,6 +20,7 @@ type Plan struct {
 	Keys      int                 // that they share
 	Duration  time.Duration       // for how long they begin operations
 	OpTimeout time.Duration       // of one operation
+	Pause     time.Duration       // of a client between two operations
 	Prefix    string              // of the keys; nobody else may use it
 	Reads     []client.ReadOption // kinds of reads besides linearizable ones, each as likely
 	Seed      uint64
@@ -31,9 +32,12 @@ const (
 	ClientsMax = 64
 	KeysMax    = 10_000
 	OpsMax     = 1_000_000 // recorded; the recording ends early at it
-	// opsPerKeyMax bounds the search for an order: a key that had as many
-	// operations gives way to a fresh one.
-	opsPerKeyMax = 4_000
+	// opsPerKeyMax and opensPerKeyMax bound the search for an order: a key that
+	// had as many operations, or as many whose outcome is not known, gives way
+	// to a fresh one. Open ones are the dear ones: each may still take effect
+	// anywhere behind its beginning, and the orders double with each.
+	opsPerKeyMax   = 4_000
+	opensPerKeyMax = 5
 )
 
 // Check refuses what makes no sense.
@@ -45,9 +49,14 @@ func (p Plan) Check() error {
 		return fmt.Errorf("%d keys: from 1 to %d", p.Keys, KeysMax)
 	case p.Duration <= 0 || p.OpTimeout <= 0:
 		return fmt.Errorf("a duration of %v, timeout %v: both must be positive", p.Duration, p.OpTimeout)
+	case p.Pause < 0:
+		return fmt.Errorf("a pause of %v: it must not be negative", p.Pause)
 	}
 	return nil
 }
+
+// Untold is the Version of an answer that tells none, as a Redis door's.
+const Untold = math.MaxUint64
 
 // Store is what is recorded; client.Client is one.
 type Store interface {
@@ -85,7 +94,7 @@ type Op struct {
 	// What was heard, unless it is open.
 	Present bool   // Get, Delete: the key was there; CAS: the condition held
 	Result  int64  // Get: the value; Incr: the new value
-	Version uint64 // Get, Put, CAS that held: of the key
+	Version uint64 // Get, Put, CAS that held: of the key, or Untold
 }
 
 // Open is the End of an operation whose outcome is not known.
@@ -129,7 +138,7 @@ type recorder struct {
 	store Store
 	plan  Plan
 	start time.Time
-	begun []atomic.Int64 // operations by place of the key
+	begun []atomic.Int64 // operations by place of the key, open ones counted as many
 
 	mu      sync.Mutex // guards what follows
 	history History
@@ -146,21 +155,26 @@ func (r *recorder) work(ctx context.Context, name int) {
 	random := rand.New(rand.NewPCG(r.plan.Seed, uint64(name)))
 	seen := make(map[string]Op) // the last read of each key: what a CAS may expect
 	for ctx.Err() == nil {
-		op := r.choose(random, seen)
+		place := random.IntN(r.plan.Keys)
+		op := r.choose(random, r.key(place), seen)
 		op.Client = name
 		op, err := r.do(op, random)
 		if op.Kind == Get && err == nil {
 			seen[op.Key] = op
 		}
+		if errors.Is(err, client.ErrUnknownOutcome) {
+			r.wear(place)
+		}
 		var full bool
 		if name, full = r.note(op, err, name); full {
 			return
 		}
+		pause(ctx, r.plan.Pause)
 	}
 }
 
-func (r *recorder) choose(random *rand.Rand, seen map[string]Op) Op {
-	op := Op{Key: r.key(random.IntN(r.plan.Keys))}
+func (r *recorder) choose(random *rand.Rand, key string, seen map[string]Op) Op {
+	op := Op{Key: key}
 	switch n := random.IntN(100); {
 	case n < 40:
 		op.Kind = Get
@@ -182,6 +196,9 @@ func (r *recorder) key(place int) string {
 	fresh := (r.begun[place].Add(1) - 1) / opsPerKeyMax
 	return fmt.Sprintf("%s%d-%d", r.plan.Prefix, place, fresh)
 }
+
+// wear lets the key at a place age by an operation that stays open.
+func (r *recorder) wear(place int) { r.begun[place].Add(opsPerKeyMax / opensPerKeyMax) }
 
 // do carries an operation out and fills in what was heard.
 func (r *recorder) do(op Op, random *rand.Rand) (Op, error) {
@@ -235,6 +252,19 @@ func (op *Op) carryOut(ctx context.Context, s Store, reads []client.ReadOption) 
 		return nil
 	}
 	return err
+}
+
+// pause waits, but no longer than ctx lasts.
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func decimal(n int64) []byte { return strconv.AppendInt(nil, n, 10) }

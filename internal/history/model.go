@@ -41,7 +41,7 @@ func step(s keyState, op Op) (bool, any) {
 		}
 		return s.tell(op.Version)
 	case Put:
-		return s.write(op.Value, op.Version, open)
+		return s.write(op.Value, op.Version, open || op.Version == Untold)
 	case Delete:
 		ok := open || op.Present == s.present
 		return ok, keyState{floor: s.floor}
@@ -62,7 +62,7 @@ func step(s keyState, op Op) (bool, any) {
 	case !holds:
 		return true, s
 	}
-	return s.write(op.Value, op.Version, open)
+	return s.write(op.Value, op.Version, open || op.Version == Untold)
 }
 
 // write puts a value under a version, if it was told.
@@ -81,7 +81,7 @@ func (s keyState) write(value int64, version uint64, untold bool) (bool, any) {
 // tell takes in the version that a read saw.
 func (s keyState) tell(version uint64) (bool, any) {
 	switch {
-	case s.version == version && version != 0:
+	case version == Untold || s.version == version && version != 0:
 		return true, s
 	case s.version != 0 || version <= s.floor:
 		return false, s
@@ -132,9 +132,9 @@ func (op Op) Answer() string {
 		if !op.Present {
 			return "absent"
 		}
-		return fmt.Sprintf("%d at version %d", op.Result, op.Version)
+		return fmt.Sprintf("%d%s", op.Result, op.at())
 	case Put:
-		return fmt.Sprintf("version %d", op.Version)
+		return "done" + op.at()
 	case Delete:
 		if !op.Present {
 			return "was absent"
@@ -146,7 +146,15 @@ func (op Op) Answer() string {
 	if !op.Present {
 		return "refused"
 	}
-	return fmt.Sprintf("version %d", op.Version)
+	return "done" + op.at()
+}
+
+// at is the version that was told.
+func (op Op) at() string {
+	if op.Version == Untold {
+		return ""
+	}
+	return fmt.Sprintf(" at version %d", op.Version)
 }
 
 // operations are the ops as porcupine takes them. One that is open ends after

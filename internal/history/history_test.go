@@ -226,6 +226,28 @@ func TestAKeyGivesWayBeforeItsHistoryIsTooLong(t *testing.T) {
 	if r.key(0) == first {
 		t.Fatal("never")
 	}
+	second := r.key(1)
+	for range opensPerKeyMax {
+		r.wear(1)
+	}
+	if r.key(1) == second {
+		t.Fatalf("%d operations are open, and the key is still used", opensPerKeyMax)
+	}
+}
+
+// TestVersionsThatAreNotTold: a door that tells no versions can be recorded
+// beside one that does.
+func TestVersionsThatAreNotTold(t *testing.T) {
+	write := Op{Key: "k", Kind: Put, Value: 1, Begin: 1, End: 2, Version: Untold}
+	read := Op{Key: "k", Kind: Get, Present: true, Result: 1, Begin: 3, End: 4, Version: Untold}
+	told := Op{Key: "k", Kind: Get, Present: true, Result: 1, Begin: 5, End: 6, Version: 9}
+	other := Op{Key: "k", Kind: Get, Present: true, Result: 1, Begin: 7, End: 8, Version: 8}
+	if got := Check(&History{Ops: []Op{write, read, told}}, time.Minute); got.Verdict != Linearizable {
+		t.Errorf("%s", got.Verdict)
+	}
+	if got := Check(&History{Ops: []Op{write, read, told, other}}, time.Minute); got.Verdict != NotLinearizable {
+		t.Errorf("one write has two versions: %s", got.Verdict)
+	}
 }
 
 func TestPlansAreChecked(t *testing.T) {
@@ -238,6 +260,7 @@ func TestPlansAreChecked(t *testing.T) {
 		"keys":     func(p *Plan) { p.Keys = 0 },
 		"duration": func(p *Plan) { p.Duration = -1 },
 		"timeout":  func(p *Plan) { p.OpTimeout = 0 },
+		"pause":    func(p *Plan) { p.Pause = -1 },
 	} {
 		p := good
 		spoil(&p)
