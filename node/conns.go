@@ -29,14 +29,15 @@ const (
 // other. They connect in the background.
 type conns struct {
 	credentials credentials.TransportCredentials
+	options     []grpc.DialOption // besides get's own
 
 	mu     sync.Mutex // guards what follows; never held across I/O
 	byAddr map[string]*grpc.ClientConn
 	closed bool
 }
 
-func newConns(c credentials.TransportCredentials) *conns {
-	return &conns{credentials: c, byAddr: make(map[string]*grpc.ClientConn)}
+func newConns(c credentials.TransportCredentials, options []grpc.DialOption) *conns {
+	return &conns{credentials: c, options: options, byAddr: make(map[string]*grpc.ClientConn)}
 }
 
 // get is the connection to an address.
@@ -52,13 +53,14 @@ func (c *conns) get(addr string) (grpc.ClientConnInterface, error) {
 	if len(c.byAddr) >= connsMax {
 		c.drop()
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr, append(wire.DialOptions(),
+	options := append(wire.DialOptions(),
 		grpc.WithTransportCredentials(c.credentials),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: connBackoffMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: connBackoffMax},
 			MinConnectTimeout: connTimeout,
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.ReceiveBytesMax)))...)
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.ReceiveBytesMax)))
+	conn, err := grpc.NewClient("passthrough:///"+addr, append(options, c.options...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -87,6 +87,7 @@ func (n *Node) openHost(id shardctrler.Identity) (shardctrler.Host, error) {
 		States:    n.states,
 		Transport: n.transport,
 		Logger:    n.logger,
+		Clock:     n.around.clock,
 		OnLeader:  n.leaderChanged,
 		OnRemoved: n.replicaRemoved,
 		OnFatal:   n.fail,
@@ -116,7 +117,7 @@ func (n *Node) openHost(id shardctrler.Identity) (shardctrler.Host, error) {
 // replicaSpec is what the host needs to run a replica: the config group's run
 // the controller's state machine, all others keys.
 func (n *Node) replicaSpec(key raft.ReplicaKey, first raft.Membership, preferred raft.NodeID) multiraft.ReplicaSpec {
-	spec := multiraft.ReplicaSpec{Group: key.Group, Replica: key.Replica, First: first, Preferred: preferred}
+	spec := multiraft.ReplicaSpec{Group: key.Group, Replica: key.Replica, First: first, Preferred: preferred, LeaseReads: n.around.leaseReads}
 	if key.Group == raft.ConfigGroup {
 		spec.NewStateMachine = n.ctrl.NewStateMachine
 	} else {

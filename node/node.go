@@ -37,6 +37,7 @@ type Node struct {
 	listeners *listeners
 	addresses Addresses
 	security  security
+	around    surroundings
 
 	cache     *pebble.Cache
 	log       *logstore.Store
@@ -116,6 +117,9 @@ func (n *Node) explain(err error) error {
 // closed by closeAll.
 func (n *Node) open() error {
 	var err error
+	if n.around, err = lookAround(); err != nil {
+		return err
+	}
 	if n.listeners, err = listen(n.options); err != nil {
 		return err
 	}
@@ -136,13 +140,19 @@ func (n *Node) open() error {
 	if err != nil {
 		return err
 	}
-	if n.transport, err = transport.New(transport.Options{Logger: n.logger, Credentials: n.security.credentials()}); err != nil {
+	n.transport, err = transport.New(transport.Options{
+		Logger:      n.logger,
+		Credentials: n.security.credentials(),
+		Clock:       n.around.clock,
+		Dial:        n.around.dial,
+	})
+	if err != nil {
 		return err
 	}
 	if err := n.openGossip(identity); err != nil {
 		return err
 	}
-	n.conns = newConns(n.security.credentials())
+	n.conns = newConns(n.security.credentials(), n.around.dialOptions())
 	n.kv = shardkv.NewServer(n.kvOptions())
 	n.ctrl = shardctrler.New(n.controllerOptions(identity))
 	n.ctrlRef.Store(n.ctrl)
@@ -167,6 +177,7 @@ func (n *Node) openStores() error {
 	var err error
 	n.log, err = logstore.Open(logstore.Options{
 		Dir:     filepath.Join(n.options.DataDir, "log"),
+		FS:      n.around.fs,
 		Logger:  n.logger,
 		OnFatal: n.fail,
 		Metrics: n.metrics,
@@ -176,6 +187,7 @@ func (n *Node) openStores() error {
 	}
 	n.states, err = statestore.Open(statestore.Options{
 		Dir:     filepath.Join(n.options.DataDir, "state"),
+		FS:      n.around.fs,
 		Cache:   n.cache,
 		Logger:  n.logger,
 		OnFatal: n.fail,
@@ -212,8 +224,9 @@ func (n *Node) openDoors() error {
 
 	var err error
 	n.client, err = client.New(client.Options{
-		Dialer:   &dialer{node: n, far: client.GRPCDialer{Credentials: n.security.credentials()}},
+		Dialer:   &dialer{node: n, far: client.GRPCDialer{Credentials: n.security.credentials(), Options: n.around.dialOptions()}},
 		Maps:     n.ctrl.Maps(),
+		Clock:    n.around.clock,
 		CallsMax: callsMax,
 		BytesMax: callBytesMax,
 		Logger:   n.logger,
