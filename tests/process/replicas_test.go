@@ -4,9 +4,7 @@ package process
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"testing"
 	"time"
 
@@ -14,15 +12,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/tests/internal/replicas"
 )
 
-// shard is a row of flotilla shard list.
-type shard struct {
-	Shard uint64 `json:"shard"`
-	Group uint64 `json:"group"`
-}
-
-func shardsAt(t testing.TB, server string) (shards []shard) {
+func shardsAt(t testing.TB, server string) (shards []replicas.Shard) {
 	t.Helper()
 	stdout, stderr, code := flotilla(t, "shard", "list", "-o", "json", "--server", server)
 	if err := json.Unmarshal([]byte(stdout), &shards); err != nil || code != 0 || len(shards) == 0 {
@@ -32,50 +25,16 @@ func shardsAt(t testing.TB, server string) (shards []shard) {
 }
 
 // replicaDigest hashes all keys, values and versions as the replicas of one
-// node hold them: follower reads, which that node answers from its own state
-// once it has applied what its leader had committed.
-func replicaDigest(t testing.TB, addr string, shards []shard) (digest string, keys int) {
+// node hold them.
+func replicaDigest(t testing.TB, addr string, shards []replicas.Shard) (digest string, keys int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	kv := kvAt(t, addr)
-	hash := sha256.New()
-	for _, s := range shards {
-		var start []byte
-		for more := true; more; {
-			page := replicaPage(ctx, t, kv, s, start)
-			for _, pair := range page.GetPairs() {
-				fmt.Fprintf(hash, "%q %q %d\n", pair.GetKey(), pair.GetValue(), pair.GetVersion())
-			}
-			keys += len(page.GetPairs())
-			start, more = page.GetNext(), len(page.GetNext()) > 0
-		}
+	digest, keys, err := replicas.Digest(ctx, kvAt(t, addr), shards)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return fmt.Sprintf("%x", hash.Sum(nil)), keys
-}
-
-// replicaPage reads one page of a shard. Only a replica that has lost its
-// leader for a moment is asked again.
-func replicaPage(ctx context.Context, t testing.TB, kv flotillav1.KVClient, s shard, start []byte) *flotillav1.Result {
-	t.Helper()
-	for {
-		response, err := kv.Do(ctx, followerScan(s, start))
-		switch {
-		case err != nil:
-			t.Fatalf("read shard %d of group %d: %v", s.Shard, s.Group, err)
-		case response.Code == flotillav1.Code_OK:
-			return response.Results[0]
-		case response.Code != flotillav1.Code_NOT_LEADER && response.Code != flotillav1.Code_UNAVAILABLE:
-			t.Fatalf("read shard %d of group %d: %v %s", s.Shard, s.Group, response.Code, response.Message)
-		}
-	}
-}
-
-func followerScan(s shard, start []byte) *flotillav1.Request {
-	return &flotillav1.Request{
-		Shard: s.Shard, Group: s.Group, Follower: true,
-		Ops: []*flotillav1.Op{{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{Start: start}}}},
-	}
+	return digest, keys
 }
 
 func kvAt(t testing.TB, addr string) flotillav1.KVClient {
@@ -90,10 +49,10 @@ func kvAt(t testing.TB, addr string) flotillav1.KVClient {
 
 // readReplica reads the first page of every shard at a node, whatever comes of
 // it, until ctx ends.
-func readReplica(ctx context.Context, kv flotillav1.KVClient, shards []shard) {
+func readReplica(ctx context.Context, kv flotillav1.KVClient, shards []replicas.Shard) {
 	for ctx.Err() == nil {
 		for _, s := range shards {
-			kv.Do(ctx, followerScan(s, nil), grpc.WaitForReady(true))
+			kv.Do(ctx, replicas.FollowerScan(s, nil), grpc.WaitForReady(true))
 		}
 	}
 }
