@@ -22,8 +22,14 @@ type ping struct {
 const sentMax = 64
 
 // clockHold is how long a clock reading is preferred over later ones that were
-// longer on the way. After it, a clock that was set back is believed.
-const clockHold = 5 * time.Second
+// longer on the way. After it, a clock that was set back is believed; at once,
+// if it went back by more than clockLagMax, which no ping of a peer that is up
+// takes. Otherwise a clock that was wrong for a moment would count for seconds,
+// and a second one, wrong a moment later, would make it two at once.
+const (
+	clockHold   = 5 * time.Second
+	clockLagMax = time.Second
+)
 
 // link is what this node knows of a peer's liveness. It is a value that is
 // stepped: pings and times in, state out. A peer is up if it was heard, and is
@@ -105,7 +111,8 @@ func (l *link) echoed(now time.Time, p ping) {
 // readClock keeps the reading that was least delayed: a delay can only make the
 // peer's clock look slow.
 func (l *link) readClock(now time.Time, clock int64) {
-	if l.clockAt.IsZero() || now.Sub(l.clockAt) > clockHold || clock >= l.clockNow(now) {
+	ahead := clock - l.clockNow(now)
+	if l.clockAt.IsZero() || now.Sub(l.clockAt) > clockHold || ahead >= 0 || ahead < -clockLagMax.Milliseconds() {
 		l.clock, l.clockAt = clock, now
 	}
 }

@@ -144,6 +144,9 @@ func TestLinkClock(t *testing.T) {
 	p := b.next(at(700*ms), at(700*ms).UnixMilli())
 	p.clock -= 3_600_000 // set back by an hour
 	a.heard(at(701*ms), p, testSuspect)
+	if got, want := a.clockNow(at(702*ms)), at(701*ms).UnixMilli()-3_600_000; got != want {
+		t.Errorf("clock %d, want %d: no ping takes an hour, it was set back", got, want)
+	}
 	for now := 800 * ms; now < 700*ms+clockHold+200*ms; now += 100 * ms {
 		p := b.next(at(now), at(now).UnixMilli())
 		p.clock -= 3_600_000
