@@ -48,6 +48,11 @@ type Options struct {
 	Maps MapSource
 	// Clock is the wall clock. Default: time.Now.
 	Clock func() time.Time
+	// ClusterClock is what the cluster's clocks show, in unix milliseconds, when
+	// Clock shows now; it must not block. Sessions are born by it, so that the
+	// clock of a node that is wrong by itself does not stop its own client.
+	// Default: the same as Clock.
+	ClusterClock func(now time.Time) int64
 	// Rand is the source of session ids, which must never meet those of another
 	// client, and of jitter. Default: crypto/rand.
 	Rand func() uint64
@@ -103,7 +108,7 @@ func New(options Options) (*Client, error) {
 		gate:    newGate(options.CallsMax, options.BytesMax),
 		alarm:   newAlarm(),
 		links:   make(map[string]*link),
-		router:  routing.New(routing.Options{Rand: options.Rand, PreferNode: options.PreferNode}),
+		router:  routing.New(routing.Options{Rand: options.Rand, Births: options.ClusterClock, PreferNode: options.PreferNode}),
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	if c.maps == nil {

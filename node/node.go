@@ -226,10 +226,12 @@ func (n *Node) openDoors() error {
 	n.client, err = client.New(client.Options{
 		Dialer:   &dialer{node: n, far: client.GRPCDialer{Credentials: n.security.credentials(), Options: n.around.dialOptions()}},
 		Maps:     n.ctrl.Maps(),
-		Clock:    n.around.clock,
 		CallsMax: callsMax,
 		BytesMax: callBytesMax,
 		Logger:   n.logger,
+
+		Clock:        n.around.clock,
+		ClusterClock: (&clusterTime{clock: n.clusterClock}).at,
 	})
 	if err != nil {
 		return err

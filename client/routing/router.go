@@ -13,6 +13,10 @@ type Options struct {
 	// Rand is the random source of session ids and of the jitter of waits. It
 	// must be set; session ids of all clients must not meet.
 	Rand func() uint64
+	// Births is the time by which sessions are born, unix milliseconds. It must
+	// be near that of the shards, which refuse a birth a minute ahead of them.
+	// Default: now's.
+	Births func(now time.Time) int64
 	// PreferNode is whom follower and stale reads ask first; 0: all in turn.
 	PreferNode raft.NodeID
 	// AttemptTimeout is how long a node may be silent on a request before it
@@ -84,6 +88,9 @@ type Router struct {
 func New(options Options) *Router {
 	if options.AttemptTimeout == 0 {
 		options.AttemptTimeout = attemptTimeoutDefault
+	}
+	if options.Births == nil {
+		options.Births = time.Time.UnixMilli
 	}
 	if options.RenewAfter == 0 {
 		options.RenewAfter = renewAfterDefault
@@ -158,8 +165,8 @@ func (r *Router) start(now time.Time, c *Call) {
 
 // current is the session to number writes under, renewed in good time.
 func (r *Router) current(now time.Time) *session {
-	if r.session == nil || r.session.old(now, r.options.RenewAfter) {
-		r.session = newSession(r.options.Rand(), now)
+	if ms := r.options.Births(now); r.session == nil || r.session.old(ms, r.options.RenewAfter) {
+		r.session = newSession(r.options.Rand(), ms)
 	}
 	return r.session
 }

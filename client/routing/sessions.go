@@ -24,8 +24,8 @@ type session struct {
 	shards  map[shardmap.ShardID]*numbers
 }
 
-func newSession(id uint64, now time.Time) *session {
-	return &session{id: id, birthMS: now.UnixMilli(), shards: make(map[shardmap.ShardID]*numbers)}
+func newSession(id uint64, birthMS int64) *session {
+	return &session{id: id, birthMS: birthMS, shards: make(map[shardmap.ShardID]*numbers)}
 }
 
 // setBackMax is how far behind a session's birth the clock may fall before the
@@ -35,8 +35,8 @@ const setBackMax = 30 * time.Second
 // old reports whether the session should be given up for a new one. The wall
 // clock decides, as the shard's does: a machine that slept is noticed, and so
 // is a clock that was set back.
-func (s *session) old(now time.Time, renewAfter time.Duration) bool {
-	age := time.Duration(now.UnixMilli()-s.birthMS) * time.Millisecond
+func (s *session) old(nowMS int64, renewAfter time.Duration) bool {
+	age := time.Duration(nowMS-s.birthMS) * time.Millisecond
 	return age >= renewAfter || age < -setBackMax
 }
 

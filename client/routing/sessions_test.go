@@ -2,6 +2,7 @@ package routing
 
 import (
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -84,5 +85,23 @@ func TestAnAbandonedNumberIsHeldForOutcomeButNotForEver(t *testing.T) {
 	n.take()
 	if n.lowest == 1 {
 		t.Fatal("an abandoned number is held for ever")
+	}
+}
+
+// TestSessionsAreBornByTheClustersTime: a clock that is an hour off changes
+// nothing, and a session that was born by a wrong one is given up.
+func TestSessionsAreBornByTheClustersTime(t *testing.T) {
+	now, cluster := time.UnixMilli(5_000_000), int64(1_000_000)
+	r := New(Options{Rand: func() uint64 { return 1 }, Births: func(time.Time) int64 { return cluster }})
+	first := r.current(now)
+	if first.birthMS != cluster {
+		t.Fatalf("born at %d, the cluster's time is %d", first.birthMS, cluster)
+	}
+	if r.current(now.Add(time.Hour)) != first || r.current(now.Add(-time.Hour)) != first {
+		t.Error("the node's clock jumped, and the session was given up")
+	}
+	cluster -= 2 * setBackMax.Milliseconds()
+	if r.current(now) == first {
+		t.Error("the session is of the future and was kept")
 	}
 }
