@@ -33,7 +33,7 @@ func TestChaos(t *testing.T) {
 	if !r.failed() {
 		r.finish()
 	}
-	r.summary(fmt.Sprintf("%d nodes on %s, seed %d, leases %v, %s: %d rounds in %d epochs",
+	r.summary(t, fmt.Sprintf("%d nodes on %s, seed %d, leases %v, %s: %d rounds in %d epochs",
 		*nodes, r.cluster.network, s, leases, time.Since(r.began).Round(time.Second), rounds, len(r.epochs)))
 }
 

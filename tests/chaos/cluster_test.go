@@ -204,25 +204,47 @@ type status struct {
 type groupStatus struct {
 	ID         uint64 `json:"id"`
 	LeaderNode uint64 `json:"leader_node"`
-	Term       uint64 `json:"term"`
+	Term       int64  `json:"term"` // -1: not known
 	Replicas   []struct {
 		NodeID   uint64 `json:"node_id"`
 		MatchLag int64  `json:"match_lag"`
 	} `json:"replicas"`
 }
 
-// status asks the first node that answers.
-func (c *cluster) status() (s status, err error) {
+// status is what the node tells that knows most: one that is cut off knows no
+// leaders.
+func (c *cluster) status() (best status, err error) {
+	known := -1
 	for _, n := range c.nodes {
 		if !n.life().lives() || stopped(n.life()) {
 			continue
 		}
-		var out []byte
-		if out, err = c.flotilla(10*time.Second, "status", "-o", "json", "--server", n.grpc()); err == nil {
-			return s, json.Unmarshal(out, &s)
+		out, askErr := c.flotilla(10*time.Second, "status", "-o", "json", "--server", n.grpc())
+		var s status
+		if askErr == nil {
+			askErr = json.Unmarshal(out, &s)
+		}
+		if err = errors.Join(err, askErr); askErr == nil && s.leaders() > known {
+			best, known = s, s.leaders()
+		}
+		if known >= 0 && known == len(best.Groups) {
+			break
 		}
 	}
-	return s, errors.Join(errors.New("no node tells the status"), err)
+	if known < 0 {
+		return best, errors.Join(errors.New("no node tells the status"), err)
+	}
+	return best, nil
+}
+
+// leaders counts the groups whose leader is known.
+func (s status) leaders() (known int) {
+	for _, g := range s.Groups {
+		if g.LeaderNode != 0 {
+			known++
+		}
+	}
+	return known
 }
 
 // node is the place among the cluster's nodes of an id, -1 if it is none.

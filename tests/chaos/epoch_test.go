@@ -127,6 +127,14 @@ func (e *epoch) readBack() (problems []string) {
 	return append(problems, e.bank.check(ctx, e.clients.store)...)
 }
 
+// trouble is one of the errors that the clients of the registers met.
+func (e *epoch) trouble() string {
+	if e.history.Error == nil {
+		return ""
+	}
+	return ", one of them: " + strings.SplitN(e.history.Error.Error(), "\n", 2)[0]
+}
+
 // linearizable checks the history; of one that is not it keeps a page and the
 // operations.
 func (e *epoch) linearizable(dir string) error {

@@ -3,6 +3,7 @@
 package chaos
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -173,7 +174,7 @@ func (r *runner) names(nodes []int) string {
 }
 
 // wait lets time pass: a fault lasts.
-func (r *runner) wait(d time.Duration) { sleep(r.t.Context(), d) }
+func (r *runner) wait(d time.Duration) { sleep(context.Background(), d) }
 
 // leader is the node that leads most groups, or the one given if nobody knows.
 func (r *runner) leader(or int) int {
@@ -264,8 +265,8 @@ func (r *runner) breakDisk(i int, says string, fail func(*chaos.Settings)) error
 	if err := r.cluster.set(i, func(s *chaos.Settings) { s.SyncFails, s.DiskFull = false, false }); err != nil {
 		return err
 	}
-	if !p.lives() { // at the last moment
-		return p.judgeExit(1, says)
+	if strings.Contains(string(p.printed()), says) { // at the last moment, or it is still stopping
+		return p.waitExit(stopWithin, 1, says)
 	}
 	r.note("wrote nothing", p.name, "and so lives on")
 	p.mayExit.Store(false)

@@ -28,7 +28,6 @@ const (
 
 // runner disturbs one cluster under load, and keeps what comes of it.
 type runner struct {
-	t       *testing.T
 	dir     string // logs, histories
 	cluster *cluster
 	clients *clients
@@ -46,8 +45,9 @@ type runner struct {
 	memory  int64         // the most that one node held
 
 	mu       sync.Mutex // guards what follows
+	t        *testing.T // the test, or the part of it under way
 	timeline []string
-	problems int
+	problems int // of that part
 }
 
 // newRunner brings a cluster up.
@@ -61,7 +61,7 @@ func newRunner(t *testing.T, o clusterOptions, replay string) *runner {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.clients.close)
-	t.Cleanup(r.explain)
+	t.Cleanup(func() { r.explain(t) })
 	for shard := range shards {
 		r.probes = append(r.probes, keyOf(shard))
 	}
@@ -105,8 +105,8 @@ func runDir(t *testing.T) string {
 func (r *runner) note(what, where, how string) {
 	line := strings.TrimRight(fmt.Sprintf("%8.2f s  %-18s %-12s %s", time.Since(r.began).Seconds(), what, where, how), " ")
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.timeline = append(r.timeline, line)
-	r.mu.Unlock()
 	r.t.Log(line)
 }
 
@@ -114,13 +114,10 @@ func (r *runner) note(what, where, how string) {
 // can.
 func (r *runner) problem(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
+	r.note("PROBLEM", "", strings.SplitN(text, "\n", 2)[0])
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.problems++
-	first := r.problems == 1
-	r.mu.Unlock()
-	if first {
-		r.note("PROBLEM", "", strings.SplitN(text, "\n", 2)[0])
-	}
 	r.t.Error(text)
 }
 
@@ -139,18 +136,33 @@ func (r *runner) must(err error) bool {
 }
 
 // explain says at the end of a failed run where to look.
-func (r *runner) explain() {
-	if !r.t.Failed() {
+func (r *runner) explain(t *testing.T) {
+	if !t.Failed() {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	const most = 60
-	r.t.Logf("the last of what was done:\n%s", strings.Join(r.timeline[max(0, len(r.timeline)-most):], "\n"))
+	t.Logf("the last of what was done:\n%s", strings.Join(r.timeline[max(0, len(r.timeline)-most):], "\n"))
 	for _, n := range r.cluster.nodes {
-		r.t.Logf("last lines of %s:\n%s", n.name, n.life().tail(15))
+		t.Logf("last lines of %s:\n%s", n.name, n.life().tail(15))
 	}
-	r.t.Logf("logs, data and histories: %s\nreplay: %s", r.dir, r.replay)
+	t.Logf("logs, data and histories: %s\nreplay: %s", r.dir, r.replay)
+}
+
+// part runs a part of the run as a test of its own.
+func (r *runner) part(t *testing.T, name string, play func()) {
+	t.Run(name, func(t *testing.T) {
+		r.become(t)
+		play()
+	})
+	r.become(t)
+}
+
+func (r *runner) become(t *testing.T) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.t, r.problems = t, 0
 }
 
 // load begins an epoch.
@@ -177,7 +189,7 @@ func (r *runner) judge() {
 		r.problem("%s: only %d operations were answered (%v): the test tests nothing", e.name, t.ok, e.history.Error)
 	}
 	e.history.Ops = nil // its size, and nobody asks any more
-	r.note("check", e.name, fmt.Sprintf("%d ok, %d failed, %d unknown; took %s", t.ok, t.failed, t.unknown, time.Since(begin).Round(10*time.Millisecond)))
+	r.note("check", e.name, fmt.Sprintf("took %s; %d ok, %d failed, %d unknown%s", time.Since(begin).Round(10*time.Millisecond), t.ok, t.failed, t.unknown, e.trouble()))
 }
 
 // recovered waits until every shard and every door serves again after what was
@@ -297,9 +309,9 @@ func (r *runner) finish() {
 }
 
 // summary prints what came of the run.
-func (r *runner) summary(title string) {
+func (r *runner) summary(t *testing.T, title string) {
 	verdict := "linearizable, nothing lost, nothing twice"
-	if r.t.Failed() {
+	if t.Failed() {
 		verdict = "FAILED, see above"
 	}
 	total := 0
@@ -319,5 +331,5 @@ func (r *runner) summary(title string) {
 	for _, kind := range slices.Sorted(maps.Keys(r.skipped)) {
 		lines = append(lines, fmt.Sprintf("  SKIPPED     %s: %s", kind, r.skipped[kind]))
 	}
-	r.t.Log("\n" + strings.Join(lines, "\n"))
+	t.Log("\n" + strings.Join(lines, "\n"))
 }
