@@ -6,7 +6,7 @@ GO      ?= go
 PKGS    := ./...
 export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
 
-.PHONY: all build check test lint fmt-check generated race race-run unit process sim soak load seeds readme bench bench-peers profile fuzz
+.PHONY: all build check test lint fmt-check generated race race-run unit process chaos chaos-short sim soak load seeds readme bench bench-peers profile fuzz
 
 all: check
 
@@ -15,7 +15,7 @@ build: ## the product, without cgo
 
 check: lint unit ## the quick loop
 
-test: build unit race process readme ## everything CI runs but lint
+test: build unit race process chaos-short readme ## everything CI runs but lint
 
 lint: fmt-check generated ## formatting, vet, staticcheck, generated code
 	$(call timed,vet,$(GO) vet $(PKGS))
@@ -40,6 +40,17 @@ race-run:
 
 process: build ## real processes: kill -9, restart, load
 	$(call timed,process,$(GO) test -count=1 -timeout 12m -tags process ./tests/process/...)
+
+# The kinds of faults and the two networks are in tests/chaos/doc.go.
+CHAOS   = $(GO) test -count=1 -tags chaos ./tests/chaos
+NETWORK ?= auto
+
+chaos: ## faults drawn from SEED, on NODES processes, for DURATION: make chaos DURATION=30m NODES=5 SEED=7
+	$(CHAOS) -v -timeout 24h -run '^(TestChaos|TestMajoritiesRing|TestDiskReallyFull)$$' -duration $(or $(DURATION),30m) -nodes $(or $(NODES),3) \
+	  -chaos.seed $(or $(SEED),0) -chaos.network $(NETWORK)
+
+chaos-short: ## each fault once, on real processes
+	$(call timed,chaos-short,$(CHAOS) -timeout 10m -run '^(TestFaults|TestMajoritiesRing|TestProxies|TestSchedule)$$' -chaos.network $(NETWORK))
 
 sim: ## replay a seed of the simulation of clusters: make sim SEED=7
 	@$(GO) run ./tests/sim/run $(if $(SEED),-seed $(SEED),-first $(or $(FIRST),1) -seeds $(or $(SEEDS),1000))

@@ -59,12 +59,12 @@ func fill(dir string) (ballast string, err error) {
 	return ballast, file.Close()
 }
 
-// TestFullDisk fills the disk of one node under load, for real: it ends by
+// TestDiskReallyFull fills the disk of one node under load, for real: it ends by
 // itself and says why, the others go on, and when there is room it comes back.
-func TestFullDisk(t *testing.T) {
+func TestDiskReallyFull(t *testing.T) {
 	disk := smallDisk(t, 1<<30)
 	const victim = 2
-	r := newRunner(t, clusterOptions{nodes: 3, disks: map[int]string{victim: disk}}, "go test -tags chaos ./tests/chaos -count=1 -v -run TestFullDisk")
+	r := newRunner(t, clusterOptions{nodes: 3, disks: map[int]string{victim: disk}}, "go test -tags chaos ./tests/chaos -count=1 -v -run TestDiskReallyFull")
 	r.load()
 	p := r.cluster.nodes[victim].life()
 	p.mayExit.Store(true)

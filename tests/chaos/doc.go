@@ -15,5 +15,6 @@
 // disk, clock and dialling obey a file (package internal/chaos). Nodes are on
 // loopback with a TCP proxy between each two, in each direction, which needs
 // nothing but Go; or, as root where the kernel allows it, in network namespaces,
-// which cut gossip too. A process belongs to one test and does not outlive it.
+// which cut gossip too. The tests want Linux. A process belongs to one test and
+// does not outlive it.
 package chaos

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -288,18 +289,42 @@ func clockRate(r *runner) {
 }
 
 // isolatedFollower: a node that was alone for ten election timeouts comes back
-// and changes no leader that it had not been itself.
+// and changes no leader that it had not been itself. If the others lose each
+// other meanwhile, because the machine stood still, nothing can be said.
 func isolatedFollower(r *runner) {
-	victim := r.order(r.leader(0))[1]
-	var before status
+	const tries = 3
+	for range tries {
+		victim := r.order(r.leader(0))[1]
+		others := r.order(victim)[1:]
+		lost := r.lostEachOther(others)
+		before, after := r.isolated(victim)
+		if r.lostEachOther(others) > lost {
+			r.note("again", "", "the machine stood still: the others lost each other")
+			continue
+		}
+		r.keptLeaders(victim, before, after)
+		return
+	}
+	r.note("SKIPPED", "", "an isolated follower that changes no leader: the machine stood still each time")
+}
+
+// isolated lets a node be alone, and tells how the groups were at its end and
+// after it came back.
+func (r *runner) isolated(victim int) (before, after status) {
+	var err error
 	r.during(fault{kind: kindNamed("isolate"), order: r.order(victim)}, func() {
 		r.wait(5 * time.Second)
-		var err error
 		before, err = r.cluster.status()
 		r.must(err)
 	})
-	after, err := r.cluster.status()
+	after, err = r.cluster.status()
 	r.must(err)
+	return before, after
+}
+
+// keptLeaders requires that the groups that a node did not lead have the same
+// leader as before it came back.
+func (r *runner) keptLeaders(victim int, before, after status) {
 	kept := 0
 	for i, g := range before.Groups {
 		if r.cluster.node(before, g.LeaderNode) == victim || g.LeaderNode == 0 {
@@ -317,6 +342,21 @@ func isolatedFollower(r *runner) {
 	if kept == 0 {
 		r.problem("no group kept its leader: %+v and then %+v", before.Groups, after.Groups)
 	}
+}
+
+// lostEachOther counts how often some nodes took one another for dead, as their
+// logs tell.
+func (r *runner) lostEachOther(some []int) (times int) {
+	s, err := r.cluster.status()
+	r.must(err)
+	for _, i := range some {
+		for _, n := range s.Nodes {
+			if slices.Contains(some, r.cluster.node(s, n.ID)) {
+				times += strings.Count(string(r.cluster.nodes[i].life().printed()), fmt.Sprintf(`msg="node is down" node=%s node=%d`, r.cluster.nodes[i].name, n.ID))
+			}
+		}
+	}
+	return times
 }
 
 // oneWay: the busiest node can no longer send, then no longer receive.

@@ -21,10 +21,12 @@ var (
 	nodes       = flag.Int("nodes", 3, "TestChaos: of how many nodes, 3 or 5")
 	seed        = flag.Uint64("chaos.seed", 0, "TestChaos: of the faults; 0: by the clock")
 	networkKind = flag.String("chaos.network", "auto", "auto, proxies or namespaces")
+	given       = flag.String("chaos.binary", "", "the binary under test; empty: one that is built with the tag chaos")
 	keepDir     = flag.String("chaos.dir", "", "where logs, data and histories go; empty: a temporary one, kept if a test fails")
 )
 
-// binary is the product with the tag chaos, built once by TestMain.
+// binary is the product with the tag chaos, built once by TestMain if none is
+// given.
 var binary string
 
 func TestMain(m *testing.M) {
@@ -44,6 +46,9 @@ type silence struct{}
 func (silence) Printf(context.Context, string, ...any) {}
 
 func build(m *testing.M) (code int, err error) {
+	if binary = *given; binary != "" {
+		return m.Run(), nil
+	}
 	dir, err := os.MkdirTemp("", "flotilla-chaos-bin-")
 	if err != nil {
 		return 1, err
