@@ -71,6 +71,39 @@ func TestJointElectionNeedsBothMajorities(t *testing.T) {
 	}
 }
 
+// A joint phase ends when its own entry is committed; that an earlier one is
+// does not end it. Left too early, one majority alone would decide while the
+// other may not know that it has no say any more.
+func TestJointPhaseEndsWhenItIsCommitted(t *testing.T) {
+	g := led(t, 3)
+	before, _, err := g.core(1).Propose([]byte("before"))
+	g.must(err)
+	g.turn()
+	first := take[*raft.AppendEntries](g, 1)
+	joint, _, err := g.core(1).ProposeMembership(members(1, 2), nil)
+	g.must(err)
+	g.turn()
+	second := take[*raft.AppendEntries](g, 1)
+	g.must(g.r(1).Persist(g.r(1).Unsynced()))
+	confirm := func(sent []raft.Message) {
+		for _, m := range sent {
+			g.deliver(m)
+			g.must(g.r(m.To).Persist(g.r(m.To).Unsynced()))
+			for _, answer := range take[*raft.AppendEntriesReply](g, m.To) {
+				g.deliver(answer)
+			}
+		}
+	}
+	confirm(first)
+	if m := g.core(1).Membership(); g.core(1).CommitIndex() != before || !m.Joint() {
+		t.Fatalf("committed through %d, the joint phase begins at %d, the membership is %+v", g.core(1).CommitIndex(), joint, m)
+	}
+	confirm(second)
+	if m := g.core(1).Membership(); g.core(1).CommitIndex() < joint || m.Joint() {
+		t.Errorf("committed through %d, the joint phase begins at %d, the membership is %+v", g.core(1).CommitIndex(), joint, m)
+	}
+}
+
 // Thesis 4.2.2: who is not in its own latest membership campaigns nevertheless
 // while that is not committed, for it may be the only one who can win.
 func TestRemovedInPendingMembershipCampaigns(t *testing.T) {
@@ -123,6 +156,32 @@ func TestNewVoterHasCaughtUp(t *testing.T) {
 	g.settle()
 	if _, _, err := g.core(1).ProposeMembership(members(1, 2, 3, 4), nil); err != nil {
 		t.Errorf("a learner that has everything: %v", err)
+	}
+}
+
+// Learners get the log, and however many have it, it counts for nothing.
+func TestLearnersDoNotCount(t *testing.T) {
+	g := led(t, 3)
+	for _, m := range members(4, 5) {
+		g.add(m, raft.Membership{})
+	}
+	_, _, err := g.core(1).ProposeMembership(members(1, 2, 3), members(4, 5))
+	g.must(err)
+	g.settle()
+	g.isolate(2)
+	g.isolate(3)
+	i := g.propose(1, "a")
+	if g.r(4).Disk.LastIndex() != i || g.r(5).Disk.LastIndex() != i {
+		t.Fatalf("the learners have %d and %d of %d", g.r(4).Disk.LastIndex(), g.r(5).Disk.LastIndex(), i)
+	}
+	if c := g.core(1).CommitIndex(); c >= i {
+		t.Errorf("entry %d, which one of three voters has, is committed", i)
+	}
+	g.join()
+	g.tick(1, 1)
+	g.settle()
+	if c := g.core(1).CommitIndex(); c < i {
+		t.Errorf("committed through %d of %d with all voters", c, i)
 	}
 }
 
@@ -215,6 +274,48 @@ func TestSnapshotDoneGoesOn(t *testing.T) {
 	g.core(1).SnapshotDone(3, 6, true)
 	if p := g.core(1).Status().Progress[1]; p.State == raft.Snapshot || p.Next != 7 {
 		t.Errorf("goes on with %+v", p)
+	}
+}
+
+// A write that becomes durable vouches for nothing that took the place of its
+// entries since: the acknowledgement of entries 1 to 3 of term 1 says nothing of
+// those that a newer leader has put there.
+func TestAReplacedWriteVouchesForNothing(t *testing.T) {
+	g := idle(t, 3)
+	say := func(from raft.ReplicaID, term raft.Term, b raft.Body) {
+		t.Helper()
+		g.must(g.core(1).Step(raft.Message{Group: rafttest.Group, From: from, To: 1, Term: term, Body: b}))
+		g.must(g.r(1).Turn())
+	}
+	say(2, 1, &raft.AppendEntries{Entries: entries(1, 1, 1, 1)})
+	say(3, 2, &raft.AppendEntries{}) // a write of its own for term 2
+	say(3, 2, &raft.AppendEntries{PrevLogIndex: 1, PrevLogTerm: 1, Entries: entries(2, 2, 2, 2)})
+	g.must(g.r(1).Persist(2)) // the entries of term 1, and term 2; not its entries
+	take[*raft.AppendEntriesReply](g, 1)
+	say(3, 2, &raft.AppendEntries{PrevLogIndex: 4, PrevLogTerm: 2})
+	out := take[*raft.AppendEntriesReply](g, 1)
+	if b := reply[*raft.AppendEntriesReply](g, out); b.MatchIndex != 1 {
+		t.Errorf("acknowledges %d, on its disk only entry 1 is the leader's", b.MatchIndex)
+	}
+	g.must(g.r(1).Persist(g.r(1).Unsynced()))
+	out = take[*raft.AppendEntriesReply](g, 1)
+	if b := reply[*raft.AppendEntriesReply](g, out); b.MatchIndex != 4 {
+		t.Errorf("acknowledges %d once all is durable", b.MatchIndex)
+	}
+}
+
+// Entries are applied once they are committed and durable here, so that the log
+// is never behind the state machine.
+func TestAppliesOnlyWhatIsDurableHere(t *testing.T) {
+	g := idle(t, 3)
+	g.must(g.core(1).Step(message(1, &raft.AppendEntries{Entries: entries(1, 1, 1), LeaderCommit: 2})))
+	g.turn()
+	if c, n := g.core(1).CommitIndex(), g.r(1).Unapplied(); c != 2 || n != 0 {
+		t.Errorf("%d entries are handed out before they are durable; committed %d", n, c)
+	}
+	g.must(g.r(1).Persist(1))
+	if n := g.r(1).Unapplied(); n != 2 {
+		t.Errorf("%d entries are handed out when both are durable", n)
 	}
 }
 
