@@ -107,6 +107,41 @@ func TestAllCrashAtOnce(t *testing.T) {
 	w.same(2, 21)
 }
 
+// What was flushed before a crash is not applied again from the log, and what
+// was not is: no entry twice, none left out, whichever commit to the state store
+// was the last to become durable.
+func TestARestartAppliesEachEntryOnce(t *testing.T) {
+	w := newWorld(t, 3, nil)
+	w.group(2, 1, 1, 2, 3)
+	const rounds, commands = 8, 3
+	for round := range rounds {
+		for i := range commands {
+			w.mustPropose(2, fmt.Sprintf("#%d.%d", round, i))
+		}
+		w.same(2, uint64((round+1)*commands))
+		for _, id := range w.order {
+			w.nodes[id].states.FlushSome(round)
+			w.crash(id)
+		}
+		for _, id := range w.order {
+			w.up(id)
+		}
+	}
+	w.mustPropose(2, "after")
+	w.same(2, rounds*commands+1)
+	for _, id := range w.order {
+		for round := range rounds {
+			for i := range commands {
+				command := fmt.Sprintf("#%d.%d", round, i)
+				v, _, err := w.nodes[id].tally[2].state.Get([]byte(command))
+				if err != nil || string(v) != "x" {
+					t.Errorf("node %d: command %s was applied %d times (%v)", id, command, len(v), err)
+				}
+			}
+		}
+	}
+}
+
 // A proposal whose leader is cut off: its fate is decided by what is
 // committed at its index, or stays unknown.
 func TestReplacedIsNoEffectAndUndecidedIsUnknown(t *testing.T) {

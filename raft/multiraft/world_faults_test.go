@@ -173,6 +173,37 @@ func TestACutLogMakesSuspect(t *testing.T) {
 	w.same(2, 11)
 }
 
+// A log may have lost its end so soon after the sync that its own evidence does
+// not know of it. That the state is ahead of it tells all the same.
+func TestAStateAheadOfItsLogMakesSuspect(t *testing.T) {
+	w := newWorld(t, 3, nil)
+	w.group(2, 1, 1, 2, 3)
+	for i := range 10 {
+		w.mustPropose(2, fmt.Sprint(i))
+	}
+	w.same(2, 10)
+	n := w.nodes[3]
+	id := raft.ReplicaKey{Group: 2, Replica: 3}
+	n.states.Flush()
+	w.crash(3)
+	n.log.CrashCut(id, 4)
+	store, err := n.log.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.ClearSuspect(id); err != nil { // the log itself noticed nothing
+		t.Fatal(err)
+	}
+	store.Close()
+	w.up(3)
+	if s, _ := n.host.Status(2); !s.Suspect {
+		t.Error("a state ahead of its log, and no suspicion")
+	}
+	w.until("it is trusted again", func() bool { s, _ := n.host.Status(2); return !s.Suspect })
+	w.mustPropose(2, "after")
+	w.same(2, 11)
+}
+
 // A replica whose votes are lost does not come back, and the others go on as if
 // it were down: its vote in particular is given to nobody.
 func TestLostVotesKeepAReplicaDown(t *testing.T) {
@@ -235,6 +266,32 @@ func TestACrashBetweenInstallAndReset(t *testing.T) {
 	}
 	w.mustPropose(2, "last")
 	w.same(2, 32)
+}
+
+// The log begins behind a snapshot only when the state is in place, durably: a
+// crash in between would find neither the state nor the entries that lead to it.
+func TestTheLogIsResetBehindTheInstall(t *testing.T) {
+	w := newWorld(t, 3, func(o *Options) { o.Limits.LogKeepBytes = 1 })
+	w.group(2, 1, 1, 2, 3)
+	w.mustPropose(2, "first")
+	w.crash(3)
+	for i := range 30 {
+		w.mustPropose(2, fmt.Sprint(i))
+	}
+	w.run(3 * time.Second)
+	w.up(3)
+	n := w.nodes[3]
+	log := n.store.Reader(raft.ReplicaKey{Group: 2, Replica: 3})
+	var first, lost raft.Index
+	n.tally[2].built = func() {
+		first, lost = log.FirstIndex(), raft.Index(n.states.Unflushed())
+	}
+	w.until("the snapshot is in place", func() bool { return n.host.Stats().SnapshotsInstalled == 1 })
+	if first != 1 || lost != 0 {
+		t.Errorf("when the state was in place the log began at %d, and a crash would have lost %d commits", first, lost)
+	}
+	w.until("the log follows", func() bool { return log.FirstIndex() > 30 })
+	w.same(2, 31)
 }
 
 // While a snapshot is being put in place, the core takes no step whatever
@@ -318,6 +375,42 @@ func TestLeaseReadsEndWithTheLease(t *testing.T) {
 	if answered {
 		t.Error("a lease read was served after the lease had run out")
 	}
+}
+
+// A read that the lease covered had to wait for apply, and apply took longer
+// than the lease: by then somebody else may lead.
+func TestALeaseReadThatWaitedLooksAtTheLeaseAgain(t *testing.T) {
+	w := newWorld(t, 3, nil)
+	m := raft.Membership{Epoch: 1, Voters: []raft.Member{{Replica: 1, Node: 1}, {Replica: 2, Node: 2}, {Replica: 3, Node: 3}}}
+	for _, id := range w.order {
+		w.startOn(id, ReplicaSpec{Group: 2, Replica: raft.ReplicaID(id), First: m, Preferred: 1, LeaseReads: true})
+	}
+	w.mustPropose(2, "a")
+	leader := w.leader(2)
+	w.run(300 * time.Millisecond)
+	n := w.nodes[leader]
+	waiting, atStall, stalled := 0, 0, false
+	n.tally[2].before = func() {
+		n.tally[2].before = nil
+		atStall, stalled = waiting, true
+		w.isolate(leader)
+		w.now = w.now.Add(2 * time.Second)
+	}
+	n.host.Propose(2, []byte("b"), func(Result) {})
+	for !stalled { // one of these comes with the news that b is committed, and before b is applied
+		waiting++
+		n.host.ReadIndex(2, ReadOptions{Lease: true}, func(_ raft.Index, err error) {
+			waiting--
+			if err == nil && stalled {
+				t.Error("answered by a lease that had run out while it waited")
+			}
+		})
+		w.step()
+	}
+	if atStall == 0 {
+		t.Fatal("no read had to wait: the test tests nothing")
+	}
+	w.run(6 * time.Second)
 }
 
 // TestSeeds lets crashes, cuts and leadership changes happen at random and
