@@ -3,6 +3,7 @@ package rafttest
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
@@ -75,7 +76,8 @@ type simReplica struct {
 	applying bool
 }
 
-// RunSim simulates one group from a seed.
+// RunSim simulates one group from a seed. A panic is an error like others, so
+// that its seed becomes known.
 func RunSim(o SimOptions) SimResult {
 	if o.Duration == 0 {
 		o.Duration = 1500
@@ -88,8 +90,23 @@ func RunSim(o SimOptions) SimResult {
 	s.result.Profile = s.profile.String()
 	s.ops.pending = map[uint64]*operation{}
 
+	s.run(o.Duration)
+	s.result.Err = s.err
+	s.result.Committed = s.checker.Committed()
+	s.result.Leaders = len(s.checker.terms)
+	s.result.Cuts = s.checker.Cuts
+	return s.result
+}
+
+// run carries out one event after the other.
+func (s *Sim) run(duration int64) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
 	s.found()
-	s.plan(o.Duration)
+	s.plan(duration)
 	for s.err == nil && !s.done {
 		e, ok := s.next()
 		if !ok {
@@ -99,11 +116,6 @@ func RunSim(o SimOptions) SimResult {
 		s.result.Events++
 		e.do()
 	}
-	s.result.Err = s.err
-	s.result.Committed = s.checker.Committed()
-	s.result.Leaders = len(s.checker.terms)
-	s.result.Cuts = s.checker.Cuts
-	return s.result
 }
 
 // found starts the first members.
