@@ -185,6 +185,26 @@ func TestANodeThatLostItsVotesIsADoor(t *testing.T) {
 	})
 }
 
+// A map that does not name a replica may be old: what runs here goes on unless
+// the config group, asked, says that it was removed.
+func TestAnOldMapRemovesNothing(t *testing.T) {
+	nodes := cluster(t, t.TempDir())
+	n := nodes[2]
+	host := n.host.Load()
+	before := len(host.Statuses())
+	if before == 0 {
+		t.Fatal("the node has no replicas: the test tests nothing")
+	}
+	old := *n.ctrl.Maps().Current()
+	old.Groups = nil
+	if again := n.followOnce(t.Context(), &old); again {
+		t.Error("the config group could not be asked")
+	}
+	if after := len(host.Statuses()); after != before {
+		t.Errorf("%d replicas are left of %d", after, before)
+	}
+}
+
 // damage rewrites a file.
 func damage(t *testing.T, name string, change func([]byte) []byte) {
 	t.Helper()

@@ -413,6 +413,43 @@ func TestWatchFollowsWithoutReplica(t *testing.T) {
 	})
 }
 
+// TestALaggingReplicaDoesNotSayWhatIsGone: whether a replica was removed is
+// answered from the state as of now, also by a node that has not applied it yet.
+func TestALaggingReplicaDoesNotSayWhatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t)
+		defer f.close()
+		a := f.add("a", "")
+		b := f.add("b", "")
+		f.add("c", "")
+		mustInit(t, a, initRequest(16, 3, 2))
+		waitSettled(t, f, 5*time.Second, 3, 2, 16, 3)
+		f.mu.Lock()
+		leader, other := a, b
+		if f.groups[raft.ConfigGroup].leader == b.identity.Node {
+			leader, other = b, a
+		}
+		other.lags = true
+		f.mu.Unlock()
+		g, _ := leader.machine.State().group(2)
+		kept := slices.DeleteFunc(slices.Clone(g.Members), func(m shardmap.Member) bool { return m.Replica == 1 })
+		if _, err := leader.controller().propose(t.Context(), Observe{Group: 2, Epoch: g.Epoch + 1, Members: kept}); err != nil {
+			t.Fatal(err)
+		}
+		if removed, _ := other.machine.State().Removed(raft.ReplicaKey{Group: 2, Replica: 1}); removed {
+			t.Fatal("the replica does not lag: the test tests nothing")
+		}
+		got, err := other.controller().ReplicaState(t.Context(), &flotillav1.ReplicaStateRequest{Group: 2, ReplicaId: 1})
+		if err != nil || !got.Removed || !got.Known {
+			t.Errorf("a replica that was removed: %v, %v", got, err)
+		}
+		got, err = other.controller().ReplicaState(t.Context(), &flotillav1.ReplicaStateRequest{Group: 2, ReplicaId: uint64(g.LastReplica) + 1})
+		if err != nil || got.Removed || got.Known {
+			t.Errorf("a replica that nobody knows yet: %v, %v", got, err)
+		}
+	})
+}
+
 func TestStatusAnswersAnyway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeCluster(t)

@@ -69,7 +69,8 @@ type fakeNode struct {
 	applied  int
 	stopped  chan struct{}
 
-	founded int // how often Found was called
+	founded int  // how often Found was called
+	lags    bool // its replica of the config group applies only what a Barrier asks for
 
 	// disk
 	identity Identity
@@ -288,7 +289,7 @@ func (f *fakeCluster) isAlive(id raft.NodeID) bool {
 // catchUp applies what this node's replica of the config group has not yet.
 func (n *fakeNode) catchUp() {
 	g := n.cluster.groups[raft.ConfigGroup]
-	if n.machine == nil || g == nil || !n.isMember(g) {
+	if n.machine == nil || g == nil || n.lags || !n.isMember(g) {
 		return
 	}
 	for ; n.applied < len(n.cluster.log); n.applied++ {
@@ -412,7 +413,10 @@ func (n *fakeNode) Barrier(context.Context) error {
 	if !n.alive || g.leader == 0 || !n.isMember(g) {
 		return &NotLeaderError{Group: raft.ConfigGroup}
 	}
+	lags := n.lags
+	n.lags = false
 	n.catchUp()
+	n.lags = lags
 	return nil
 }
 

@@ -214,3 +214,15 @@ func TestAFullTableSaysBusy(t *testing.T) {
 	bob := sessionID{client: 0xb0b, birth: epoch}
 	wantCode(t, r.one(t, epoch, numbered(0, bob, 1, 1, put("k", ""))), flotillav1.Code_OK)
 }
+
+// TestARetryAfterASnapshotIsAnswered: the table of answers travels with a
+// snapshot, so that a replica that was brought forward by one knows them too.
+func TestARetryAfterASnapshotIsAnswered(t *testing.T) {
+	from, to := newRig(t), newRig(t)
+	from.born(t, epoch, 1)
+	write := numbered(0, alice, 1, 1, incr("n", 5))
+	wantNumber(t, from.one(t, epoch, write), 5, false)
+	from.copyTo(t, to)
+	wantNumber(t, to.one(t, epoch, write), 5, true)
+	wantNumber(t, to.one(t, epoch, plain(0, incr("n", 0))), 5, false)
+}
