@@ -6,7 +6,7 @@ GO      ?= go
 PKGS    := ./...
 export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
 
-.PHONY: all build check test lint fmt-check generated race race-run unit process chaos chaos-short sim soak load seeds readme bench bench-peers profile fuzz
+.PHONY: all build check test lint fmt-check generated race race-run unit process chaos chaos-short sim soak load seeds readme bench bench-peers profile fuzz mutants mutants-short
 
 all: check
 
@@ -15,7 +15,7 @@ build: ## the product, without cgo
 
 check: lint unit ## the quick loop
 
-test: build unit race process chaos-short readme ## everything CI runs but lint
+test: build unit race mutants-short process chaos-short readme ## everything CI runs but lint
 
 lint: fmt-check generated ## formatting, vet, staticcheck, generated code
 	$(call timed,vet,$(GO) vet $(PKGS))
@@ -67,6 +67,12 @@ readme: build ## the README's commands, as a new user would run them
 
 seeds: ## more seeds of the one-group simulation: make seeds SEEDS=5000
 	$(GO) test -count=1 -timeout 60m ./raft/rafttest -run Simulation -seeds $(or $(SEEDS),5000)
+
+mutants: ## planted bugs, each of which a named test must find; MUTANTS=REGEXP picks
+	$(GO) run ./tests/mutants -run '$(MUTANTS)'
+
+mutants-short: ## three fast ones: the machinery works
+	$(call timed,mutants-short,$(GO) run ./tests/mutants -run '^(vote-not-durable|old-term-counted|learner-counted)$$')
 
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz $(or $(FUZZTIME),30s)

@@ -1,0 +1,95 @@
+package main
+
+// keyMutants are bugs of keys, sessions and the client.
+func keyMutants() []*mutant {
+	const shardkv, routing = "./shardkv", "./client/routing"
+	return []*mutant{
+		{
+			name:    "retry-applied-anew",
+			breaks:  "a write takes effect once however often it is retried",
+			changes: in("shardkv/machine.go", "if k, known := s.find(n.seq); known {", "if k, known := s.find(n.seq); known && n.seq == 0 {"),
+			killers: by(shardkv, "TestARetryIsAnsweredNotApplied"),
+		},
+		{
+			name:    "session-evicted-silently",
+			breaks:  "a full table answers new sessions busy; nothing is evicted",
+			changes: in("shardkv/machine.go", "\t\treturn nil, refusal(flotillav1.Code_BUSY, why), nil\n", "\t\tif s != nil {\n\t\t\tm.sessions.raise(s, s.answers()[0].seq+1)\n\t\t}\n"),
+			killers: by(shardkv, "TestAFullTableSaysBusy"),
+		},
+		{
+			name:    "ended-session-writes",
+			breaks:  "a write under an id whose hour is over is answered expired, entry or not",
+			changes: in("shardkv/machine.go", "\tcase id.endsAt() <= m.state.time:\n\t\treturn refusal", "\tcase false:\n\t\treturn refusal"),
+			killers: by(shardkv, "TestAnEndedSessionNeverWrites"),
+		},
+		{
+			name:    "refused-condition-not-recorded",
+			breaks:  "every answer that depends on the state is recorded, a refused condition too",
+			changes: in("shardkv/machine.go", "\tm.record(b, s, n, kept)\n\treturn a, nil\n}\n\n// applyPlain", "\tif len(a.results) == 0 || a.results[0].status != statusConditionFailed {\n\t\tm.record(b, s, n, kept)\n\t}\n\treturn a, nil\n}\n\n// applyPlain"),
+			killers: by(shardkv, "TestARefusalThatDependsOnTheStateIsRecorded"),
+		},
+		{
+			name:    "outcome-leaves-the-number-open",
+			breaks:  "a number that Outcome calls not applied is closed for good",
+			changes: in("shardkv/machine.go", "\tm.record(b, s, n, a)\n\treturn a, nil\n", "\treturn a, nil\n"),
+			killers: by(shardkv, "TestOutcomeClosesTheNumber"),
+		},
+		{
+			name:    "session-table-lost-in-a-snapshot",
+			breaks:  "a snapshot carries the table of answers",
+			changes: in("shardkv/machine.go", "if sh == nil || sh.incarnation != p.inc {", "if sh == nil || sh.incarnation != p.inc || p.slot >= 0 {"),
+			killers: by(shardkv, "TestARetryAfterASnapshotIsAnswered"),
+		},
+		{
+			name:    "version-from-the-entry's-index",
+			breaks:  "a key's version is its shard's count of writes, which moves with the shard",
+			changes: in("shardkv/machine.go", "\tm.scratch.begin(len(e.Commands), e.Waited)\n", "\tfor _, sh := range m.shards {\n\t\tsh.writes = max(sh.writes, uint64(e.Index))\n\t}\n\tm.scratch.begin(len(e.Commands), e.Waited)\n"),
+			killers: drawn(shardkv, "TestTheMachineIsTheSpec"),
+		},
+		{
+			name:   "expiry-by-the-local-clock",
+			breaks: "a key expires when the group's time says so, which is the log's",
+			changes: []change{
+				{"shardkv/machine.go", "\t\"sync/atomic\"\n", "\t\"sync/atomic\"\n\t\"time\"\n"},
+				{"shardkv/machine.go", "\tm.state.time = max(m.state.time, e.Stamp)\n", "\tm.state.time = time.Now().UnixMilli()\n"},
+			},
+			killers: by(shardkv, "TestKeysGoWhenGroupTimeSaysSo"),
+		},
+		{
+			name:    "time-not-committed-first",
+			breaks:  "a leader commits its time before it answers with a key whose expiry its clock has passed",
+			changes: in("shardkv/read.go", "case soonest != 0 && r.exact && s.timeFirst(r, soonest):", "case soonest != 0 && r.exact && false:"),
+			killers: by(shardkv, "TestALeaderCommitsItsTimeFirst"),
+		},
+		{
+			name:    "read-of-a-shard-that-went",
+			breaks:  "every read checks ownership in the state from which it answers",
+			changes: in("shardkv/read.go", "case !record.state.serves():", "case false:"),
+			killers: by(shardkv, "TestAReadChecksOwnershipInItsOwnState"),
+		},
+		{
+			name:    "write-to-a-shard-that-went",
+			breaks:  "ownership is checked when an entry is applied",
+			changes: in("shardkv/machine.go", "if sh == nil || !sh.state.serves() {", "if sh == nil {"),
+			killers: by(shardkv, "TestAShardThatWentChangesNothing"),
+		},
+		{
+			name:    "unknown-command-skipped",
+			breaks:  "a committed command that is not understood stops the node",
+			changes: in("shardkv/machine.go", "\t\tif err != nil {\n\t\t\treturn fmt.Errorf(\"command %d: %w\", i, err)\n\t\t}\n\t\ta, err := m.applyCommand(b, c)", "\t\tif err != nil {\n\t\t\tcontinue\n\t\t}\n\t\ta, err := m.applyCommand(b, c)"),
+			killers: by(shardkv, "TestWhatIsNotUnderstoodStops"),
+		},
+		{
+			name:    "unknown-taken-for-failed",
+			breaks:  "a write that was sent and not answered may have happened, and its error says so",
+			changes: in("client/routing/rules.go", "return rule{next: stepOtherMember, possible: true}\n\tcase CauseUnsent:", "return rule{next: stepOtherMember}\n\tcase CauseUnsent:"),
+			killers: by(routing, "TestWhetherAWriteMayHaveHappened"),
+		},
+		{
+			name:    "renumbered-after-a-possible-effect",
+			breaks:  "a write that may have had an effect is never sent under another number",
+			changes: in("client/routing/router.go", "!c.numbered || c.possible || c.renewals > renewalsMax", "!c.numbered || c.renewals > renewalsMax"),
+			killers: by(routing, "TestAnExpiredSessionEndsAWriteThatMayHaveHappened"),
+		},
+	}
+}
