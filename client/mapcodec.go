@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -32,8 +33,8 @@ func decodeMap(m *flotillav1.ShardMap) (*shardmap.Map, error) {
 	for i, n := range m.GetNodes() {
 		out.Nodes[i] = decodeNode(n)
 	}
-	slices.SortFunc(out.Groups, func(a, b shardmap.Group) int { return int(a.ID) - int(b.ID) })
-	slices.SortFunc(out.Nodes, func(a, b shardmap.Node) int { return int(a.ID) - int(b.ID) })
+	slices.SortFunc(out.Groups, func(a, b shardmap.Group) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out.Nodes, func(a, b shardmap.Node) int { return cmp.Compare(a.ID, b.ID) })
 	return out, nil
 }
 

@@ -140,7 +140,7 @@ func shardOf(q *flotillav1.Request, shards int) (id shardmap.ShardID, ok bool) {
 	if !found {
 		id = shardmap.ShardID(q.GetShard())
 	}
-	return id, !split && int(id) < shards
+	return id, !split && uint64(id) < uint64(shards)
 }
 
 // anyReplica reports whether a follower may answer.

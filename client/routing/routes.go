@@ -38,18 +38,18 @@ type groupRoute struct {
 }
 
 // update takes a newer map. It reports false, and does nothing, if the map is
-// no newer or another cluster's.
+// no newer or another cluster's: its name and its number of shards never change.
 func (r *routes) update(m *shardmap.Map) bool {
 	if m == nil || len(m.Shards) == 0 {
 		return false
 	}
-	if r.current != nil && (m.Revision <= r.current.Revision || m.ClusterID != r.current.ClusterID) {
+	if r.current != nil && (m.Revision <= r.current.Revision || m.ClusterID != r.current.ClusterID || len(m.Shards) != len(r.owners)) {
 		return false
 	}
 	r.owners = mergeOwners(r.owners, m.Shards)
 	r.current = m
 	for id, hint := range r.hints {
-		if int(id) >= len(r.owners) || r.owners[id].Generation > hint.base {
+		if r.owners[id].Generation > hint.base {
 			delete(r.hints, id)
 		}
 	}
@@ -61,9 +61,6 @@ func (r *routes) update(m *shardmap.Map) bool {
 // it wins over a newer map too.
 func mergeOwners(have, come []shardmap.Assignment) []shardmap.Assignment {
 	merged := slices.Clone(come)
-	if len(have) != len(come) {
-		return merged
-	}
 	for i, a := range have {
 		if a.Generation > merged[i].Generation {
 			merged[i] = a

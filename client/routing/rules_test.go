@@ -611,8 +611,24 @@ func TestKeysInDifferentShardsAreRefused(t *testing.T) {
 	q.Ops = append(q.Ops, put(1).Ops...)
 	b.submit(q)
 	b.fails(ReasonCrossShard, false)
-	b.submit(&flotillav1.Request{Shard: 4, Ops: []*flotillav1.Op{{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{}}}}})
-	b.fails(ReasonCrossShard, false)
+	for _, shard := range []uint64{4, 1 << 63, 1<<64 - 1} {
+		b.submit(&flotillav1.Request{Shard: shard, Ops: []*flotillav1.Op{{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{}}}}})
+		b.fails(ReasonCrossShard, false)
+	}
+}
+
+// The number of shards is fixed for ever: a map that says otherwise is no map of
+// this cluster, and calls under way would lie in shards that it does not have.
+func TestAMapWithAnotherNumberOfShardsIsIgnored(t *testing.T) {
+	b := newBench(t)
+	b.submit(put(3))
+	few := testMap(11)
+	few.Shards = few.Shards[:2]
+	b.do(func() { b.r.MapChanged(b.now, few) })
+	if r := b.r.Map().Revision; r != 10 {
+		t.Errorf("routes by the map of revision %d", r)
+	}
+	b.do(func() { b.r.LinkDown(b.now, addrOf(b.sends[0].To.Node), nil, nil) })
 }
 
 func TestFollowerReadsGoRoundAndMayPreferANode(t *testing.T) {
