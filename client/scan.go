@@ -281,12 +281,21 @@ func (c *Client) page(ctx context.Context, q *flotillav1.Request) page {
 	if err != nil {
 		return page{err: err}
 	}
+	return pageOf(result, q.GetOps()[0].GetScan().GetStart())
+}
+
+// pageOf reads a page that was asked for from start on. One that says to go on
+// where it began is refused: the scan would never end.
+func pageOf(result *flotillav1.Result, start []byte) page {
 	p := page{items: make([]Item, len(result.GetPairs()))}
 	for i, kv := range result.GetPairs() {
 		p.items[i] = Item{Key: string(kv.GetKey()), Value: kv.GetValue(), Version: kv.GetVersion(), Expires: expiry(kv.GetExpireAtMs())}
 	}
-	if len(result.GetNext()) > 0 {
-		p.next = result.GetNext()
+	if next := result.GetNext(); len(next) > 0 {
+		if bytes.Compare(next, start) <= 0 {
+			return page{err: fmt.Errorf("%w: a page from %q goes on at %q", ErrInternal, clip(string(start)), clip(string(next)))}
+		}
+		p.next = next
 	}
 	return p
 }

@@ -258,3 +258,17 @@ func TestAScanThatIsLeftEarlyWaitsForNothing(t *testing.T) {
 		t.Fatalf("left after %v", took)
 	}
 }
+
+// A server that says to go on where the page began must not keep the scan busy
+// for ever.
+func TestAScanThatDoesNotAdvanceEnds(t *testing.T) {
+	for _, c := range []struct {
+		start, next string
+		refused     bool
+	}{{"", "", false}, {"", "a", false}, {"k", "k", true}, {"k", "a", true}, {"k", "k\x00", false}} {
+		p := pageOf(&flotillav1.Result{Next: []byte(c.next)}, []byte(c.start))
+		if (p.err != nil) != c.refused || c.refused && !errors.Is(p.err, ErrInternal) {
+			t.Errorf("from %q on at %q: %v", c.start, c.next, p.err)
+		}
+	}
+}
