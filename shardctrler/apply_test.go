@@ -57,7 +57,7 @@ func allUp(s *State) Observed {
 }
 
 // storyOfAGroup is a bring-up, to the end.
-func storyOfAGroup(t *testing.T) []Command {
+func storyOfAGroup(t testing.TB) []Command {
 	t.Helper()
 	r := newRun()
 	var story []Command

@@ -2,13 +2,16 @@ package shardkv
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/multiraft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
@@ -141,4 +144,100 @@ func wireGet(key string) *flotillav1.Op {
 
 func wirePut(key, value string) *flotillav1.Op {
 	return &flotillav1.Op{Op: &flotillav1.Op_Put{Put: &flotillav1.Put{Key: []byte(key), Value: []byte(value)}}}
+}
+
+// FuzzRestored gives a machine any state to begin with, as a snapshot would. It
+// is refused, or reads and writes go on from it; that something of it cannot be
+// read is an error, which stops the node, and no panic.
+func FuzzRestored(f *testing.F) {
+	r := newRig(f)
+	r.born(f, epoch, 2)
+	r.one(f, epoch, numbered(0, alice, 1, 1, incr("n", 5), op{kind: opPut, key: []byte("x"), ttl: 10}))
+	r.one(f, epoch, numbered(1, alice, 2, 1, put("k", "v")))
+	r.one(f, epoch, &outcome{shard: 0, id: alice, seq: 9})
+	view, err := r.replica.View()
+	if err != nil {
+		f.Fatal(err)
+	}
+	var state []byte
+	it := view.NewIter(nil, nil)
+	for ok := it.First(); ok; ok = it.Next() {
+		state = append(append(state, byte(len(it.Key()))), it.Key()...)
+		state = append(append(state, byte(len(it.Value()))), it.Value()...)
+	}
+	if err := errors.Join(it.Close(), view.Close()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(state)
+	f.Add(state[:len(state)/2])
+	f.Fuzz(func(t *testing.T, state []byte) {
+		piece := func() []byte {
+			if len(state) == 0 {
+				return nil
+			}
+			n := min(int(state[0]), len(state)-1)
+			p := state[1 : 1+n]
+			state = state[1+n:]
+			return p
+		}
+		r := newRig(t)
+		b := r.replica.NewBatch()
+		for len(state) > 0 {
+			if key := piece(); len(key) > 0 {
+				b.Set(key, piece())
+			}
+		}
+		b.SetApplied(5, 1, raft.Membership{})
+		if err := b.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if r.machine.Restored(r.replica) != nil {
+			return
+		}
+		b = r.replica.NewBatch()
+		defer b.Close()
+		e := newEntry(epoch+50, numbered(0, alice, 1, 1, incr("n", 1)), numbered(0, alice, 3, 2, put("k", "w"), get("x"), scanAll()),
+			&outcome{shard: 1, id: alice, seq: 2}, plain(1, del("k"), op{kind: opClear}), timeOnly{})
+		if err := r.machine.Apply(b, multiraft.Applied{Index: 6, Term: 1, Stamp: e.stamp, Commands: e.commands, Waited: true}, make([]any, len(e.commands))); err != nil {
+			return
+		}
+		r.machine.Finish(b)
+		for shard := range shardmap.ShardID(2) {
+			if _, err := Digest(r.replica, shard); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// FuzzAnswer decodes recorded answers, whole and their heads.
+func FuzzAnswer(f *testing.F) {
+	for _, a := range []*answer{
+		{compared: true, results: []result{{status: statusDone, value: []byte("v"), version: 3, pairs: []pair{{key: []byte("k"), record: record{value: []byte("w")}}}, next: []byte("n")}}},
+		closed("never"),
+		{},
+	} {
+		var e encoder
+		a.encode(&e, answerHead{writes: 4, seq: 3, lowest: 2})
+		f.Add(e.b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, head, err := decodeAnswer(b)
+		if err != nil {
+			return
+		}
+		short, _, err := decodeAnswerHead(b)
+		if err != nil || short != head {
+			t.Fatalf("the head is %+v of %+v: %v", short, head, err)
+		}
+		var e encoder
+		a.encode(&e, head)
+		again, _, err := decodeAnswer(e.b)
+		if err != nil || fmt.Sprintf("%+v", again) != fmt.Sprintf("%+v", a) {
+			t.Fatalf("%+v became %+v, %v", a, again, err)
+		}
+		if _, err := proto.Marshal(a.toWire(1)); err != nil && !strings.Contains(err.Error(), "UTF-8") {
+			t.Fatal(err)
+		}
+	})
 }
