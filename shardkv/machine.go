@@ -118,8 +118,10 @@ func (m *Machine) restoreSessions(view *statestore.View) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range m.sessions.byKey {
-		m.sessions.sift(s)
+	for key, s := range m.sessions.byKey {
+		if err := m.sessions.sift(s); err != nil {
+			return fmt.Errorf("shard %d, session %x: %w", key.shard, key.id.client, err)
+		}
 	}
 	return nil
 }

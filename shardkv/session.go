@@ -195,16 +195,21 @@ func (t *sessions) drop(s *sessionState, gone []kept) {
 }
 
 // sift drops what of s's queue, as found in the store, is not waited for any
-// more, and puts the rest in order.
-func (t *sessions) sift(s *sessionState) {
+// more, and puts the rest in order. A number that is answered twice is damage.
+func (t *sessions) sift(s *sessionState) error {
 	found := s.queue
 	s.queue = nil
 	slices.SortFunc(found, func(a, b kept) int { return cmp.Compare(a.seq, b.seq) })
 	for _, k := range found {
-		if k.seq >= s.lowest {
-			t.add(s, k)
+		if k.seq < s.lowest {
+			continue
 		}
+		if other, twice := s.find(k.seq); twice {
+			return fmt.Errorf("%w: write %d is answered in slots %d and %d", errMalformed, k.seq, other.slot, k.slot)
+		}
+		t.add(s, k)
 	}
+	return nil
 }
 
 // nextEnd is when the first session ends; false: there is none.

@@ -1,6 +1,7 @@
 package shardkv
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -224,6 +225,26 @@ func TestAnswersOfAnotherCopyDoNotCount(t *testing.T) {
 	}
 	if a := r.one(t, epoch, numbered(0, alice, 1, 1, put("k", "v"))); !a.replayed || r.machine.shards[0].writes != 1 {
 		t.Fatalf("%d writes, answered %s", r.machine.shards[0].writes, show(a))
+	}
+}
+
+// TestAnAnswerInTwoSlotsIsDamage: nothing that this code writes leaves one, so a
+// state that has one is refused, and the node stops with a reason.
+func TestAnAnswerInTwoSlotsIsDamage(t *testing.T) {
+	r := newRig(t)
+	r.born(t, epoch, 1)
+	r.one(t, epoch, numbered(0, alice, 1, 1, put("k", "v")))
+	b := r.replica.NewBatch()
+	var e encoder
+	closed("").encode(&e, answerHead{writes: 1, seq: 1, lowest: 1})
+	b.Set(answerPlace{shard: 0, inc: r.machine.shards[0].incarnation, id: alice, slot: 5}.append(nil), e.b)
+	r.index++
+	b.SetApplied(r.index, 1, raft.Membership{})
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewMachine(rigGroup).Restored(r.replica); !errors.Is(err, errMalformed) {
+		t.Fatalf("restored: %v", err)
 	}
 }
 
