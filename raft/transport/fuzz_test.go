@@ -126,7 +126,9 @@ func FuzzSnapshotStream(f *testing.F) {
 	f.Add(stream(hello, hello, hello))
 	f.Add(stream(chunk{data: []byte("a"), last: true}.encode()))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s := &canned{ctx: t.Context()}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		s := &canned{ctx: ctx}
 		for len(b) > 2 {
 			n := min(int(b[0])<<8|int(b[1]), len(b)-2)
 			c := new(flotillav1.SnapshotChunk)
@@ -146,6 +148,7 @@ func FuzzSnapshotStream(f *testing.F) {
 			t.Fatal(err)
 		}
 		_ = (&bulkService{t: tr}).Snapshot(s)
+		cancel()   // as gRPC does when its handler returns
 		tr.Close() // waits for the handler
 		if !bytes.HasPrefix(whole, k.took) || k.done && (!complete || len(k.took) != len(whole)) {
 			t.Fatalf("took %q of %q, to the end %v, complete %v", k.took, whole, k.done, complete)
