@@ -17,7 +17,7 @@ import (
 // They are refused, or make a state that can be asked, planned for and changed.
 func FuzzRestored(f *testing.F) {
 	good := newMemoryRecords()
-	m := newMachine()
+	m := NewMachine()
 	for i, c := range storyOfAGroup(f) {
 		if err := m.applyEntry(good, raft.Index(i+1), 1, [][]byte{EncodeCommand(c)}, make([]any, 1)); err != nil {
 			f.Fatal(err)
@@ -39,7 +39,7 @@ func FuzzRestored(f *testing.F) {
 			records.Set(b[:recordKeySize], b[recordKeySize+2:recordKeySize+2+n])
 			b = b[recordKeySize+2+n:]
 		}
-		m := newMachine()
+		m := NewMachine()
 		if m.restore(records) != nil {
 			return
 		}

@@ -60,7 +60,7 @@ func FuzzSnapshotWire(f *testing.F) {
 			l := newLink(3)
 			now := time.UnixMilli(1_700_000_000_000)
 			for range 2 {
-				l.next(now)
+				l.next(now, now.UnixMilli())
 				l.heard(now, decodePing(9, live), time.Second)
 				now = now.Add(100 * time.Millisecond)
 				l.clockNow(now)
