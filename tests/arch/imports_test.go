@@ -29,6 +29,7 @@ var arrows = map[string][]string{
 	"internal/tlstest":     {},
 	"raft":                 {},
 	"raft/rafttest":        {"raft", "internal/assert"},
+	"raft/peer":            {"raft"},
 	"raft/logstore":        {"raft", "internal/disk", "internal/assert"},
 	"raft/statestore":      {"raft", "internal/disk", "internal/assert"},
 	"raft/transport":       {"raft", "api/flotilla/v1", "internal/assert", "internal/wire"},
@@ -80,6 +81,25 @@ func TestTheCoreIsPure(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestThePeerStandsAlone: who wants one Raft peer gets nothing else with it.
+func TestThePeerStandsAlone(t *testing.T) {
+	seen := 0
+	eachFile(t, func(pkg, file string, imports []string) {
+		if pkg != "raft/peer" || strings.HasSuffix(file, "_test.go") {
+			return
+		}
+		seen++
+		for _, path := range imports {
+			if strings.Contains(path, ".") && path != module+"raft" {
+				t.Errorf("%s imports %s: raft/peer imports raft and the standard library only", file, path)
+			}
+		}
+	})
+	if seen == 0 {
+		t.Fatal("raft/peer has no files: the test looks at nothing")
+	}
 }
 
 // TestTheClientPullsInNoServer follows the imports of client through our

@@ -1,0 +1,80 @@
+package peer_test
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/raft/peer"
+)
+
+// network joins three peers of one process; who is not there yet is not reached.
+type network struct {
+	mu    sync.Mutex // guards peers
+	peers [3]*peer.Raft
+}
+
+// way is a peer's way to another.
+type way struct {
+	net *network
+	to  int
+}
+
+func (w way) Call(_ string, args, reply any) bool {
+	w.net.mu.Lock()
+	rf := w.net.peers[w.to]
+	w.net.mu.Unlock()
+	if rf == nil {
+		return false
+	}
+	rf.Deliver(args.(*peer.DeliverArgs), reply.(*peer.DeliverReply))
+	return true
+}
+
+// forgetful is a persister for a process that never restarts.
+type forgetful struct{}
+
+func (forgetful) Save(_, _ []byte)      {}
+func (forgetful) ReadRaftState() []byte { return nil }
+func (forgetful) ReadSnapshot() []byte  { return nil }
+func (forgetful) RaftStateSize() int    { return 0 }
+
+// A replicated log of three peers: whoever leads takes the commands, and all
+// apply the same.
+func Example() {
+	var net network
+	var logs [3]chan peer.ApplyMsg
+	ends := []peer.ClientEnd{way{&net, 0}, way{&net, 1}, way{&net, 2}}
+	for me := range logs {
+		logs[me] = make(chan peer.ApplyMsg)
+		rf := peer.Make(ends, me, forgetful{}, logs[me])
+		defer rf.Kill()
+		net.mu.Lock()
+		net.peers[me] = rf
+		net.mu.Unlock()
+	}
+	start := func(command string) bool {
+		for _, rf := range net.peers {
+			if _, _, isLeader := rf.Start([]byte(command)); isLeader {
+				return true
+			}
+		}
+		return false
+	}
+	for _, word := range []string{"one", "log"} {
+		for !start(word) { // nobody leads yet
+			time.Sleep(10 * time.Millisecond)
+		}
+		for me, applyCh := range logs {
+			m := <-applyCh
+			fmt.Printf("peer %d: %d %s\n", me, m.CommandIndex, m.Command)
+		}
+	}
+	// Output:
+	// peer 0: 1 one
+	// peer 1: 1 one
+	// peer 2: 1 one
+	// peer 0: 2 log
+	// peer 1: 2 log
+	// peer 2: 2 log
+}
