@@ -143,7 +143,10 @@ func (c *cluster) read(i int, rf *Raft, applyCh chan ApplyMsg, p *disk, stop, en
 		if first && len(saved) > 0 && !m.SnapshotValid {
 			c.check.fail("peer %d starts with command %d instead of its snapshot", i, m.CommandIndex)
 		}
-		if !c.check.took(i, &m) || c.snapshots == 0 || m.CommandIndex%c.snapshots != 0 || c.check.hasFailed() {
+		command := c.check.took(i, &m)
+		clear(m.Command) // it is ours
+		clear(m.Snapshot)
+		if !command || c.snapshots == 0 || m.CommandIndex%c.snapshots != 0 || c.check.hasFailed() {
 			continue
 		}
 		before := p.RaftStateSize()
@@ -292,7 +295,10 @@ func (c *cluster) agreeOn(command []byte, peers int) int {
 // gives -1.
 func (c *cluster) startAnywhere(command []byte) int {
 	for _, i := range c.alive() {
-		if index, term, leads := c.peers[i].Start(command); leads {
+		ours := bytes.Clone(command)
+		index, term, leads := c.peers[i].Start(ours)
+		clear(ours) // the peer has its own
+		if leads {
 			c.check.leads(i, term)
 			return index
 		}
@@ -386,6 +392,13 @@ func (d *disk) RaftStateSize() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.state)
+}
+
+// count is how often something was saved.
+func (d *disk) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.saves
 }
 
 func (d *disk) close(refuse func()) {

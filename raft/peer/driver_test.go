@@ -3,24 +3,48 @@ package peer
 import (
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// gate is a persister whose Save stands still while it is closed.
+// gate is a persister whose Save stands still while it is shut.
 type gate struct {
 	disk
-	open   chan struct{} // closed: saves go through
-	inside atomic.Int32  // saves that stand still
+	inside atomic.Int32 // saves that stand still
+
+	mu   sync.Mutex    // guards open
+	open chan struct{} // closed: saves go through; nil: open too
 }
 
 func (g *gate) Save(state, snapshot []byte) {
-	g.inside.Add(1)
-	<-g.open
-	g.inside.Add(-1)
+	g.mu.Lock()
+	open := g.open
+	g.mu.Unlock()
+	if open != nil {
+		g.inside.Add(1)
+		<-open
+		g.inside.Add(-1)
+	}
 	g.disk.Save(state, snapshot)
+}
+
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open = make(chan struct{})
+}
+
+// release opens the gate, again or not.
+func (g *gate) release() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open != nil {
+		close(g.open)
+		g.open = nil
+	}
 }
 
 // silence is the way to nobody.
@@ -32,9 +56,11 @@ func (silence) Call(string, any, any) bool { return false }
 // its own side, and other calls wait for their own turn.
 func TestAnswersWaitForTheDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &gate{open: make(chan struct{})}
+		g := &gate{}
 		rf := Make([]ClientEnd{silence{}, silence{}, silence{}}, 1, g, make(chan ApplyMsg, 100))
 		defer rf.Kill()
+		g.shut()
+		defer g.release()
 		var reply DeliverReply
 		var answered atomic.Bool
 		go func() {
@@ -48,7 +74,7 @@ func TestAnswersWaitForTheDisk(t *testing.T) {
 		if term, leads := rf.GetState(); term != 7 || leads {
 			t.Errorf("while it saves, GetState says term %d, leader %t", term, leads)
 		}
-		close(g.open)
+		g.release()
 		synctest.Wait()
 		if !answered.Load() || len(reply.Answers) != 1 || reply.Answers[0].RequestVote == nil || !reply.Answers[0].RequestVote.Granted {
 			t.Fatalf("answered %t with %+v", answered.Load(), reply.Answers)
@@ -64,27 +90,66 @@ func TestAnswersWaitForTheDisk(t *testing.T) {
 // saved as one.
 func TestStartDoesNotWaitForTheDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &gate{open: make(chan struct{})}
-		close(g.open)
+		g := &gate{}
 		applyCh := make(chan ApplyMsg, 1000)
 		rf := Make([]ClientEnd{silence{}}, 0, g, applyCh)
 		defer rf.Kill()
 		time.Sleep(2 * electionTimeout)
 
-		g.open = make(chan struct{})
-		before := g.saves
+		g.shut()
+		defer g.release()
+		before := g.count()
 		for n := 1; n <= 100; n++ {
 			if index, _, leads := rf.Start([]byte("x")); index != n || !leads {
 				t.Fatalf("command %d is at index %d, leader %t", n, index, leads)
 			}
 		}
 		synctest.Wait()
-		close(g.open)
+		g.release()
 		synctest.Wait()
-		if len(applyCh) != 100 || g.saves-before > 3 {
-			t.Errorf("%d of 100 commands applied after %d saves", len(applyCh), g.saves-before)
+		if saves := g.count() - before; len(applyCh) != 100 || saves > 3 {
+			t.Errorf("%d of 100 commands applied after %d saves", len(applyCh), saves)
 		}
 	})
+}
+
+// busy is a persister that lets nothing end: whenever something is saved it
+// starts the next command.
+type busy struct {
+	disk
+	rf atomic.Pointer[Raft]
+}
+
+func (b *busy) Save(state, snapshot []byte) {
+	b.disk.Save(state, snapshot)
+	if rf := b.rf.Load(); rf != nil {
+		rf.Start([]byte("more"))
+	}
+}
+
+// A peer that is never idle has its ticks all the same: heartbeats, elections
+// and the check for a quorum hang on them.
+func TestTicksGoOnUnderLoad(t *testing.T) {
+	b := &busy{}
+	applyCh := make(chan ApplyMsg)
+	rf := Make([]ClientEnd{silence{}}, 0, b, applyCh)
+	defer rf.Kill()
+	b.rf.Store(rf)
+	for n := 1; ; n++ {
+		m := <-applyCh
+		if m.CommandIndex%1000 == 0 {
+			rf.Snapshot(m.CommandIndex, nil)
+		}
+		rf.mu.Lock()
+		ticks := rf.replica.asked.age
+		rf.mu.Unlock()
+		if ticks > 50 {
+			return
+		}
+		if m.CommandIndex > 10_000_000 {
+			t.Fatalf("%d ticks in the time of %d commands", ticks, n)
+		}
+	}
 }
 
 // nosy asks the peer whose call it is: with a lock held over the call it would

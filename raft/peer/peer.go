@@ -198,14 +198,20 @@ func (rf *Raft) signal() {
 }
 
 // loop is the only one who takes out what the core wants done. It never waits
-// for a Call nor for applyCh.
+// for a Call nor for applyCh. However much there is to do, ticks come between
+// the turns.
 func (rf *Raft) loop() {
 	ticker := time.NewTicker(tickInterval)
 	defer ticker.Stop()
+	atOnce := make(chan struct{})
+	close(atOnce)
 	for {
-		rf.turns()
+		next := rf.wake
+		if rf.turn() {
+			next = atOnce
+		}
 		select {
-		case <-rf.wake:
+		case <-next:
 		case <-ticker.C:
 			rf.mu.Lock()
 			rf.replica.tick()
@@ -216,35 +222,34 @@ func (rf *Raft) loop() {
 	}
 }
 
-// turns runs turns until nothing is left to do. Requests leave before the
-// disk is written, as the core holds back what must not; answers and what is
-// to be applied leave after it.
-func (rf *Raft) turns() {
-	for {
-		rf.mu.Lock()
-		if rf.killed || !rf.replica.ready() {
-			rf.mu.Unlock()
-			return
-		}
-		t := rf.replica.turn()
+// turn runs one turn, and tells whether there may be another. Requests leave
+// before the state is saved, for the core holds back those that must not;
+// answers and what is to be applied leave after it.
+func (rf *Raft) turn() bool {
+	rf.mu.Lock()
+	if rf.killed || !rf.replica.ready() {
 		rf.mu.Unlock()
-
-		for _, r := range t.requests {
-			rf.lanes[r.to].send(r.request)
-		}
-		if t.save {
-			rf.persister.Save(t.state, t.snapshot)
-			rf.mu.Lock()
-			rf.replica.saved(&t)
-			rf.mu.Unlock()
-		}
-		for _, d := range t.deliveries {
-			rf.applier.push(d)
-		}
-		for _, w := range t.done {
-			close(w.done)
-		}
+		return false
 	}
+	t := rf.replica.turn()
+	rf.mu.Unlock()
+
+	for _, r := range t.requests {
+		rf.lanes[r.to].send(r.request)
+	}
+	if t.save {
+		rf.persister.Save(t.state, t.snapshot)
+		rf.mu.Lock()
+		rf.replica.saved(&t)
+		rf.mu.Unlock()
+	}
+	for _, d := range t.deliveries {
+		rf.applier.push(d)
+	}
+	for _, w := range t.done {
+		close(w.done)
+	}
+	return true
 }
 
 // answered takes in what came of a call.
