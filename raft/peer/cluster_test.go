@@ -1,5 +1,21 @@
 package peer
 
+// The scenarios, by the names under which the teaching literature knows them:
+//
+//	initial, re-election, many elections      election_test.go
+//	basic agree, follower and leader failure,
+//	fail agree, fail no agree, concurrent
+//	starts, rejoin, backup, unreliable agree  agreement_test.go
+//	RPC bytes, RPC counts                     costs_test.go
+//	persist 1 to 3, figure 8, churn           persistence_test.go (TestRestarts...)
+//	snapshots: basic, install with a
+//	disconnect or crash, unreliable or not,
+//	all crash, init                           snapshot_test.go
+//
+// network_test.go is what they run on, checker_test.go what they are held
+// against. state_test.go, log_test.go, world_test.go and deliver_test.go need
+// no time, driver_test.go looks at the goroutines.
+
 import (
 	"bytes"
 	"flag"
