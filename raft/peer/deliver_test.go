@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
+	"testing/synctest"
 )
 
 // TestWireForm: what peers say is read back as it was, in the form that any
@@ -173,17 +175,80 @@ func TestHostileDeliveries(t *testing.T) {
 	}
 }
 
-// TestStrangeCalls: the handler itself drops what is not for it.
+// TestStrangeCalls: the handler drops what is not for it, or not a peer's, and
+// nothing changes.
 func TestStrangeCalls(t *testing.T) {
-	rf := Make(make([]ClientEnd, 1), 0, &disk{}, make(chan ApplyMsg, 100))
-	defer rf.Kill()
-	for _, args := range []*DeliverArgs{
-		nil, {}, {From: -1}, {From: 1}, {From: 0, To: 7}, {From: 1 << 62, To: 0},
-	} {
-		var reply DeliverReply
-		rf.Deliver(args, &reply)
-		if len(reply.Answers) > 0 || reply.Installed {
-			t.Errorf("%+v is answered with %+v", args, reply)
+	vote := []Request{{Term: 7, RequestVote: &RequestVote{}}}
+	both := []Request{{Term: 7, RequestVote: &RequestVote{}, AppendEntries: &AppendEntries{}}}
+	three := []Request{{Term: 7, RequestVote: &RequestVote{}, InstallSnapshot: &InstallSnapshot{LastIncludedIndex: 3, LastIncludedTerm: 2, CommandIndex: 1}}}
+	synctest.Test(t, func(t *testing.T) {
+		p := &disk{}
+		rf := Make([]ClientEnd{silence{}, silence{}, silence{}}, 1, p, make(chan ApplyMsg, 100))
+		defer rf.Kill()
+		for _, args := range []*DeliverArgs{
+			nil,
+			{},
+			{From: 0, To: 0, Requests: vote},
+			{From: 0, To: 2, Requests: vote},
+			{From: 1, To: 1, Requests: vote},
+			{From: -1, To: 1, Requests: vote},
+			{From: 3, To: 1, Requests: vote},
+			{From: 1 << 62, To: 1, Requests: vote},
+			{From: 0, To: 1, Requests: []Request{{Term: 7}}},
+			{From: 0, To: 1, Requests: both},
+			{From: 0, To: 1, Requests: three},
+			{From: 0, To: 1, Requests: []Request{{Term: 1<<64 - 1, RequestVote: &RequestVote{}}}},
+			{From: 0, To: 1, Requests: slices.Repeat(vote, laneMax+1)},
+		} {
+			var reply DeliverReply
+			rf.Deliver(args, &reply)
+			if term, _ := rf.GetState(); len(reply.Answers) > 0 || reply.Installed || term != 0 || p.count() > 0 {
+				t.Errorf("%+v is answered with %+v, in term %d, after %d saves", args, reply, term, p.count())
+			}
 		}
+	})
+}
+
+// TestImpossibleSnapshots: a snapshot that contradicts what a peer has applied,
+// or its log, is refused; the same with the right numbers is taken.
+func TestImpossibleSnapshots(t *testing.T) {
+	for _, c := range []struct {
+		name                   string
+		index, term, command   uint64
+		possible, alreadyThere bool
+	}{
+		{"fewer commands than were applied", 20, 2, 1, false, false},
+		{"more commands than entries", 20, 2, 21, false, false},
+		{"more commands than the log has there", 5, 1, 4, false, false},
+		{"fewer commands than the log has there", 5, 1, 2, false, false},
+		{"as the log has it", 5, 1, 3, true, false},
+		{"far ahead", 20, 2, 15, true, false},
+		{"at a negative number", 20, 2, 1 << 63, false, false},
+		{"beyond all indexes", 1 << 63, 2, 15, false, false},
+		{"of no term", 20, 0, 15, false, false},
+		{"of a later term than its leader's", 20, 9, 15, false, false},
+		{"of what is applied already", 3, 1, 2, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			rp, err := openReplica(3, 1, func(int) int { return 0 }, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// No-op, two commands, which are committed; no-op, a command.
+			rp.deliver(&DeliverArgs{From: 0, To: 1, Requests: []Request{{Term: 2, AppendEntries: &AppendEntries{LeaderCommit: 3, Entries: []Entry{
+				{Term: 1, Noop: true}, {Term: 1, Command: []byte("a")}, {Term: 1, Command: []byte("b")}, {Term: 1, Noop: true}, {Term: 1, Command: []byte("c")},
+			}}}}})
+			drive(t, rp)
+			if rp.handed != 2 {
+				t.Fatalf("%d commands are handed out", rp.handed)
+			}
+			w := rp.deliver(&DeliverArgs{From: 0, To: 1, Requests: []Request{{Term: 2, InstallSnapshot: &InstallSnapshot{
+				LastIncludedIndex: c.index, LastIncludedTerm: c.term, CommandIndex: c.command, Data: []byte("state"),
+			}}}})
+			drive(t, rp)
+			if taken := rp.snapshot.index > 0; taken != c.possible || w.reply.Installed != (c.possible || c.alreadyThere) {
+				t.Errorf("taken %t, said to be in place %t", taken, w.reply.Installed)
+			}
+		})
 	}
 }

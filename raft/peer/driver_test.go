@@ -113,6 +113,47 @@ func TestStartDoesNotWaitForTheDisk(t *testing.T) {
 	})
 }
 
+// forgetful is a persister that keeps nothing.
+type forgetful struct{ disk }
+
+func (*forgetful) Save(_, _ []byte) {}
+
+// What is under way is bounded, and what is applied makes room: more than the
+// bound goes through.
+func TestRoomIsMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		applyCh := make(chan ApplyMsg)
+		rf := Make([]ClientEnd{silence{}}, 0, &forgetful{}, applyCh)
+		defer rf.Kill()
+		time.Sleep(2 * electionTimeout)
+		started, applied := 0, 0
+		command := make([]byte, 1<<20)
+		for applied < 24 {
+			for {
+				index, _, leads := rf.Start(command)
+				if !leads {
+					break
+				}
+				if started++; index != started {
+					t.Fatalf("command %d is at index %d", started, index)
+				}
+			}
+			if started-applied > 20 {
+				t.Fatalf("%d commands of a megabyte are under way", started-applied)
+			}
+			select {
+			case m := <-applyCh:
+				if applied++; m.CommandIndex != applied {
+					t.Fatalf("command %d comes behind %d", m.CommandIndex, applied-1)
+				}
+			case <-time.After(time.Second):
+				t.Fatalf("%d commands are started, %d applied, and nothing goes on", started, applied)
+			}
+			synctest.Wait()
+		}
+	})
+}
+
 // busy is a persister that lets nothing end: whenever something is saved it
 // starts the next command.
 type busy struct {
