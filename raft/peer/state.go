@@ -74,8 +74,8 @@ func decodeState(b []byte) (persisted, []raft.Entry, error) {
 		commands:    int(binary.BigEndian.Uint64(b[48:])),
 		snapshotSum: binary.BigEndian.Uint32(b[56:]),
 	}
-	if p.base > indexMax || p.commands < 0 || p.commands > int(p.base) {
-		return persisted{}, nil, fmt.Errorf("%w: %d commands through entry %d", errState, p.commands, p.base)
+	if p.base > indexMax || (p.base == 0) != (p.baseTerm == 0) || p.commands < 0 || p.commands > int(p.base) {
+		return persisted{}, nil, fmt.Errorf("%w: %d commands through entry %d of term %d", errState, p.commands, p.base, p.baseTerm)
 	}
 	entries, err := decodeEntries(b[headerBytes:], p.base)
 	return p, entries, err

@@ -105,6 +105,8 @@ func FuzzState(f *testing.F) {
 	f.Add(state, snapshot)
 	f.Add(state[:headerBytes], snapshot)
 	f.Add([]byte{}, []byte{})
+	p := persisted{peers: 3, me: 1, hard: raft.HardState{Term: 3}, baseTerm: 2}
+	f.Add(p.encode(nil), []byte{}) // a term before the first entry
 	f.Fuzz(func(t *testing.T, state, snapshot []byte) {
 		if len(state) >= headerBytes {
 			copy(state, stateMagic)
