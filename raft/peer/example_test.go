@@ -61,20 +61,33 @@ func Example() {
 		}
 		return false
 	}
-	for _, word := range []string{"one", "log"} {
-		for !start(word) { // nobody leads yet
-			time.Sleep(10 * time.Millisecond)
-		}
-		for me, applyCh := range logs {
-			m := <-applyCh
-			fmt.Printf("peer %d: %d %s\n", me, m.CommandIndex, m.Command)
+	// await reads a peer's log until the word comes.
+	await := func(me int, word string, patience time.Duration) bool {
+		for timeout := time.After(patience); ; {
+			select {
+			case m := <-logs[me]:
+				if string(m.Command) == word {
+					fmt.Printf("peer %d applies %s\n", me, word)
+					return true
+				}
+			case <-timeout:
+				return false
+			}
 		}
 	}
+	for _, word := range []string{"one", "log"} {
+		// Nobody may lead yet, or a leader be deposed before it has told anyone.
+		for !start(word) || !await(0, word, 2*time.Second) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		await(1, word, time.Minute)
+		await(2, word, time.Minute)
+	}
 	// Output:
-	// peer 0: 1 one
-	// peer 1: 1 one
-	// peer 2: 1 one
-	// peer 0: 2 log
-	// peer 1: 2 log
-	// peer 2: 2 log
+	// peer 0 applies one
+	// peer 1 applies one
+	// peer 2 applies one
+	// peer 0 applies log
+	// peer 1 applies log
+	// peer 2 applies log
 }
