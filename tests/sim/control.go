@@ -70,7 +70,7 @@ func (n *node) foundCluster() {
 	}
 	key := raft.ReplicaKey{Group: raft.ConfigGroup, Replica: 1}
 	first := raft.Membership{Epoch: 1, Voters: []raft.Member{{Replica: 1, Node: 1}}}
-	if err := store.Create(key, first); err == nil {
+	if err = store.Create(key, first); err == nil {
 		err = store.SetIdentity(logstore.Identity{ClusterID: clusterID, Node: 1})
 	}
 	if err != nil {
