@@ -54,9 +54,10 @@ func (r *Raft) maybeTrusted() {
 }
 
 // noteSuspect is the leader's side: a follower that says that it is suspect has
-// lost what it had confirmed.
+// lost what it had confirmed. So has one that was known to be and refuses what
+// it has confirmed since: its log was cut again.
 func (r *Raft) noteSuspect(p *progress, b *AppendEntriesReply) {
-	if b.Suspect && !p.suspect {
+	if b.Suspect && (!p.suspect || !b.Success && b.RejectedPrev <= p.match) {
 		p.match = 0
 		if p.state == Replicate {
 			p.probe(p.next)

@@ -124,3 +124,24 @@ func TestSuspectIsToldTheLastIndex(t *testing.T) {
 		t.Errorf("is told %d, the leader's log ends at %d", b.Index, last)
 	}
 }
+
+// TestSuspectThatIsCutAgain: what a suspect replica has confirmed may be lost
+// once more before the leader has heard that it was whole. The leader believes
+// the refusal, and serves it from the beginning.
+func TestSuspectThatIsCutAgain(t *testing.T) {
+	g := cutGroup(t)
+	i := g.propose(1, "b")
+	g.tick(1, 1)
+	g.settle() // it has confirmed the entry, as a suspect
+	g.crash(2)
+	g.r(2).Disk.Cut(20)
+	g.r(2).Suspect = true
+	g.start(2)
+	for range 5 {
+		g.tick(1, 1)
+		g.settle()
+	}
+	if s := g.core(2).Status(); s.Last < i {
+		t.Errorf("the replica is not served again: its log ends at %d of %d", s.Last, i)
+	}
+}

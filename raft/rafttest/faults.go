@@ -22,6 +22,7 @@ type profile struct {
 	flushEvery int64
 	faultEvery int64
 	burst      int
+	mortal     int // of a hundred new leaders die at once
 	lease      bool
 	sleepy     bool
 	small      bool // small windows and messages
@@ -43,6 +44,7 @@ func drawProfile(rng *rand.Rand) profile {
 		flushEvery: int64(pick(10, 40, 200)),
 		faultEvery: int64(pick(20, 60, 200)),
 		burst:      pick(1, 1, 5),
+		mortal:     pick(0, 0, 20, 60),
 		lease:      rng.IntN(3) == 0,
 		sleepy:     rng.IntN(3) == 0,
 		small:      rng.IntN(2) == 0,
@@ -119,6 +121,24 @@ func (s *Sim) orLeader(r *simReplica) *simReplica {
 		return l
 	}
 	return r
+}
+
+// maybeMortal lets some leaders die soon after their election: what they have
+// begun is then on some disks and not on others.
+func (s *Sim) maybeMortal(r *simReplica) {
+	if r.Core.Role() != raft.Leader || r.Core.Term() == r.led {
+		return
+	}
+	r.led = r.Core.Term()
+	if s.healed || s.rng.IntN(100) >= s.profile.mortal {
+		return
+	}
+	s.afterFor(r, s.rng.Int64N(2*(s.profile.delayMost+s.profile.syncMost)), func() {
+		if !s.healed {
+			s.crash(r)
+			s.planRestart(r)
+		}
+	})
 }
 
 func (s *Sim) planRestart(r *simReplica) {

@@ -68,9 +68,10 @@ type Sim struct {
 // simReplica is a replica and its process.
 type simReplica struct {
 	*Replica
-	life     int   // counts starts and crashes: what was planned for an earlier one is void
-	nextTick int64 // when its clock says so
-	paused   int64 // until then nothing happens to it
+	life     int       // counts starts and crashes: what was planned for an earlier one is void
+	nextTick int64     // when its clock says so
+	led      raft.Term // that it was last seen to lead
+	paused   int64     // until then nothing happens to it
 	retired  bool
 	syncing  bool
 	applying bool
@@ -252,6 +253,7 @@ func (s *Sim) settle(r *simReplica) {
 		return
 	}
 	s.dispatch(r)
+	s.maybeMortal(r)
 }
 
 // dispatch takes what a turn has put out.
