@@ -26,12 +26,13 @@ type profile struct {
 	lease      bool
 	sleepy     bool
 	small      bool // small windows and messages
+	tiny       bool // a message carries one entry
 	members    bool // membership changes; otherwise cut logs
 }
 
 func drawProfile(rng *rand.Rand) profile {
 	pick := func(list ...int) int { return list[rng.IntN(len(list))] }
-	return profile{
+	p := profile{
 		voters:     pick(1, 2, 3, 3, 3, 3, 4, 5),
 		drop:       pick(0, 0, 10, 100, 250),
 		repeat:     pick(0, 20, 200),
@@ -50,6 +51,19 @@ func drawProfile(rng *rand.Rand) profile {
 		small:      rng.IntN(2) == 0,
 		members:    rng.IntN(2) == 0,
 	}
+	if rng.IntN(6) == 0 {
+		p.shortReigns(pick(3, 3, 5))
+	}
+	return p
+}
+
+// shortReigns makes it the world of figure 8 of the paper: leaders that die
+// soon after their election, with entries on some disks and not on others, and
+// messages that carry one entry each.
+func (p *profile) shortReigns(voters int) {
+	p.voters, p.mortal, p.small, p.tiny = voters, 70, true, true
+	p.drop, p.repeat, p.late, p.lease, p.sleepy, p.members = 0, 0, 0, false, false, true
+	p.opEvery, p.burst, p.syncMost, p.faultEvery = 2, 5, 3, 60
 }
 
 // String names what was drawn.
@@ -64,6 +78,9 @@ func (p profile) options() raft.Options {
 		o.MaxAppendBytes, o.MaxInflightMessages, o.MaxInflightBytes = 120, 3, 300
 		o.MaxApplyBytes, o.MaxUnappliedBytes, o.MaxUncommittedBytes = 200, 400, 2000
 		o.MaxPendingReads = 4
+	}
+	if p.tiny {
+		o.MaxAppendBytes = 1
 	}
 	return o
 }

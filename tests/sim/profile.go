@@ -24,11 +24,12 @@ type profile struct {
 	delay, lateMost    time.Duration
 
 	// Disks.
-	sync      time.Duration // a sync takes up to this
-	flush     time.Duration // likewise a flush of the state
-	flushAll  bool
-	smallLogs bool // logs are cut at once, so that snapshots are needed
-	smallSend bool // a message carries hardly more than an entry
+	sync        time.Duration // a sync takes up to this
+	flush       time.Duration // likewise a flush of the state
+	flushAll    bool
+	smallLogs   bool // logs are cut at once, so that snapshots are needed
+	smallSend   bool // a message carries hardly more than an entry
+	appendBytes int  // if smallSend
 
 	drift  int // a node's clock runs up to so many thousandths off
 	leases bool
@@ -55,22 +56,22 @@ func drawProfile(rng *rand.Rand) profile {
 	pick := func(list ...int) int { return list[rng.IntN(len(list))] }
 	ms := func(list ...int) time.Duration { return time.Duration(pick(list...)) * time.Millisecond }
 	p := profile{
-		nodes:      pick(3, 3, 3, 4, 5),
-		groups:     pick(1, 2, 3),
-		shards:     pick(4, 8),
-		clients:    pick(2, 3, 4),
-		window:     pick(1, 2, 4),
-		keys:       pick(1, 2, 3),
-		drop:       pick(0, 0, 10, 100, 250),
-		repeat:     pick(0, 20, 200),
-		late:       pick(0, 20, 200),
-		delay:      ms(1, 3, 8, 30),
-		lateMost:   ms(20, 100, 1000),
-		sync:       ms(1, 3, 15, 60),
-		flush:      ms(5, 50, 300),
-		flushAll:   rng.IntN(2) == 0,
-		smallLogs:  rng.IntN(3) > 0,
-		smallSend:  rng.IntN(2) == 0,
+		nodes:     pick(3, 3, 3, 4, 5),
+		groups:    pick(1, 2, 3),
+		shards:    pick(4, 8),
+		clients:   pick(2, 3, 4),
+		window:    pick(1, 2, 4),
+		keys:      pick(1, 2, 3),
+		drop:      pick(0, 0, 10, 100, 250),
+		repeat:    pick(0, 20, 200),
+		late:      pick(0, 20, 200),
+		delay:     ms(1, 3, 8, 30),
+		lateMost:  ms(20, 100, 1000),
+		sync:      ms(1, 3, 15, 60),
+		flush:     ms(5, 50, 300),
+		flushAll:  rng.IntN(2) == 0,
+		smallLogs: rng.IntN(3) > 0,
+		smallSend: rng.IntN(2) == 0, appendBytes: 100,
 		drift:      pick(0, 0, 10, 50),
 		leases:     rng.IntN(4) == 0,
 		mortal:     pick(0, 0, 0, 20, 60),
@@ -91,7 +92,21 @@ func drawProfile(rng *rand.Rand) profile {
 	for i := range p.faults {
 		p.faults[i] = pick(0, 1, 1, 3)
 	}
+	if rng.IntN(6) == 0 {
+		p.shortReigns()
+	}
 	return p
+}
+
+// shortReigns makes it the world of figure 8 of the paper: leaders that die
+// soon after their election, with entries on some disks and not on others, and
+// messages that carry one entry each.
+func (p *profile) shortReigns() {
+	p.mortal, p.smallSend, p.appendBytes = 70, true, 1
+	p.drop, p.repeat, p.late, p.damage = 0, 0, 0, damageNone
+	p.opEvery, p.window, p.sync, p.delay = 15*time.Millisecond, 2, 3*time.Millisecond, 8*time.Millisecond
+	p.faultEvery, p.duration = 600*time.Millisecond, 3*time.Second
+	p.faults = [faultKinds]int{faultCrash: 1, faultIsolate: 1, faultHeal: 2, faultTransfer: 1}
 }
 
 // String names what was drawn.
@@ -106,7 +121,7 @@ func (p profile) limits() multiraft.Limits {
 		l.LogKeepBytes, l.FollowerKeepBytes = 2<<10, 1<<10
 	}
 	if p.smallSend {
-		l.AppendBytes, l.EntryBytes, l.ApplyBatchBytes = 100, 1<<10, 4<<10
+		l.AppendBytes, l.EntryBytes, l.ApplyBatchBytes = p.appendBytes, 200, 4<<10
 	}
 	return l
 }

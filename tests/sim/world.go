@@ -37,6 +37,7 @@ type Counts struct {
 	Leaders, Crashes, Restarts, Cuts    int
 	Snapshots, Wiped, FullDisks, Pauses int
 	Partitions, Jumps, Transfers        int
+	Unchecked                           int // keys whose operations nobody could put into an order in time
 }
 
 // Add adds another run's.
@@ -56,6 +57,7 @@ func (c *Counts) Add(o Counts) {
 	c.Partitions += o.Partitions
 	c.Jumps += o.Jumps
 	c.Transfers += o.Transfers
+	c.Unchecked += o.Unchecked
 }
 
 // Violation says which property did not hold.
