@@ -190,7 +190,7 @@ func (c *Controller) parts() (Identity, Host, *Machine) {
 
 // newMachine makes the state machine of this node's replica of the config
 // group and reads from it from then on.
-func (c *Controller) NewMachine() *Machine {
+func (c *Controller) newMachine() *Machine {
 	m := NewMachine()
 	c.mu.Lock()
 	c.machine = m

@@ -134,7 +134,7 @@ func (n *fakeNode) start() {
 
 // startMachine begins a replica of the config group; cluster.mu is held.
 func (n *fakeNode) startMachine() {
-	n.machine, n.applied = n.ctrl.NewMachine(), 0
+	n.machine, n.applied = n.ctrl.newMachine(), 0
 	n.catchUp()
 }
 

@@ -13,7 +13,7 @@ import (
 // group; it is a multiraft.ReplicaSpec's. The controller reads from the one
 // made last.
 func (c *Controller) NewStateMachine(*statestore.Replica) multiraft.StateMachine {
-	return c.NewMachine()
+	return c.newMachine()
 }
 
 // Apply implements multiraft.StateMachine.

@@ -28,6 +28,7 @@
 //	Linearizability        of every key, unknown outcomes left open (history.go)
 //	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that
 //	                       is unknown is there once at most (history.go)
+//	Versions               no two writes of a shard share one (history.go)
 //	Acknowledged Writes    are there at the end (history.go)
 //	Progress               after the faults every group serves, has caught up and counts again (progress.go)
 //	Bounded                queues stay within their limits (progress.go)
