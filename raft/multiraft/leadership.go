@@ -116,14 +116,8 @@ func (h *Host) Drain(ctx context.Context) error {
 	ticker := time.NewTicker(drainRetry)
 	defer ticker.Stop()
 	for {
-		left := 0
-		for _, w := range h.workers {
-			if !w.do(func() { left += w.drain() }) {
-				return ErrStopped
-			}
-		}
-		if left == 0 {
-			return nil
+		if left, err := h.DrainOnce(); left == 0 || err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -131,6 +125,17 @@ func (h *Host) Drain(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// DrainOnce is one look of Drain: it begins what can be begun and tells how
+// many leaderships are still to be handed over.
+func (h *Host) DrainOnce() (left int, err error) {
+	for _, w := range h.workers {
+		if !w.do(func() { left += w.drain() }) {
+			return 0, ErrStopped
+		}
+	}
+	return left, nil
 }
 
 // drain begins to hand over what is led here and tells how many are left.

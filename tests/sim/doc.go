@@ -12,9 +12,10 @@
 // A run has three parts. The cluster is made: one node founds it, the others
 // register, groups are created and born. Then faults come, as the seed's
 // profile says (profile.go names them): messages are lost, repeated, late and
-// cut off one way, in halves, rings, chains and by clogging; nodes crash with
-// any part of what they had not synced, stand still, come back, lose the ends
-// of their logs or all they had; disks are slow, stand still or are full;
+// cut off one way, in halves, rings, chains and by clogging; snapshots lose a
+// bit on their way; nodes crash with any part of what they had not synced, stop
+// gracefully, stand still, come back, lose the ends of their logs or all they
+// had; disks are slow, stand still or are full;
 // clocks run at other rates and jump. Then all faults end, and within a bounded
 // time everything must be well.
 //
@@ -22,6 +23,7 @@
 //
 //	Election Safety, Log Matching, Leader Append-Only, Leader Completeness,
 //	State Machine Safety   figure 3 of the Raft paper (raft.go)
+//	Quorum Commit          an entry is committed when a majority has acknowledged one of the leader's term (raft.go)
 //	Durable Promise        a vote, term or acknowledgement that was sent is on the disk (raft.go)
 //	One Owner              a shard has one group in one generation (state.go)
 //	Equal Replicas         replicas at one applied index hold the same bytes (state.go)
@@ -29,6 +31,7 @@
 //	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that
 //	                       is unknown is there once at most (history.go)
 //	Versions               no two writes of a shard share one (history.go)
+//	Lanes                  what a client orders takes effect in that order (history.go)
 //	Acknowledged Writes    are there at the end (history.go)
 //	Progress               after the faults every group serves, has caught up and counts again (progress.go)
 //	Bounded                queues stay within their limits (progress.go)

@@ -13,6 +13,7 @@ type faultKind int
 const (
 	faultCrash faultKind = iota
 	faultCrashAll
+	faultStop
 	faultPause
 	faultIsolate
 	faultSplit
@@ -54,6 +55,9 @@ func (w *world) faultTurn() {
 			o.crash()
 			o.planRestart()
 		}
+	case faultStop:
+		w.counts.Stops++
+		n.handOver(w.now + handOverMost)
 	case faultPause:
 		n.pause(w.between(100*time.Millisecond, 2500*time.Millisecond))
 	case faultIsolate, faultSplit, faultOneWay, faultRing, faultChain, faultSwizzle, faultClientCut:
@@ -86,7 +90,7 @@ func (w *world) faultTurn() {
 
 // String names a fault.
 func (k faultKind) String() string {
-	return [...]string{"crash", "crash of all", "pause", "isolate", "split", "one way", "ring", "chain", "swizzle-clog",
+	return [...]string{"crash", "crash of all", "stop", "pause", "isolate", "split", "one way", "ring", "chain", "swizzle-clog",
 		"client cut off", "heal", "slow disk", "full disk", "damage", "clock", "leap", "transfer", "connections reset"}[k]
 }
 

@@ -94,7 +94,7 @@ func (c *client) choose() *op {
 	w := c.w
 	h := &w.history
 	h.last++
-	o := &op{id: h.last, lane: w.chance(20)}
+	o := &op{id: h.last, lane: w.chance(w.profile.lanes)}
 	place := w.rng.IntN(w.profile.keys)
 	switch n := w.rng.IntN(100); {
 	case n < 25:
@@ -181,6 +181,17 @@ func (o *op) hear(p *flotillav1.Response) {
 
 // writes tells whether the operation may change its key.
 func (o *op) writes() bool { return o.kind != opGet && o.kind != opStale }
+
+// wrote tells whether the operation, which was answered, gave its key a version.
+func (o *op) wrote() bool {
+	switch o.kind {
+	case opPut, opIncr, opAppend, opTTL:
+		return true
+	case opCAS:
+		return o.present
+	}
+	return false
+}
 
 // history is all that clients did and heard.
 type history struct {
@@ -349,6 +360,7 @@ func (w *world) checkHistory() {
 	}
 	slices.Sort(keys)
 	w.checkVersions()
+	w.checkLanes()
 	for _, key := range keys {
 		switch key[0] {
 		case 't':
@@ -449,6 +461,39 @@ func (w *world) checkCounter(key string, ops []*op) {
 	}
 }
 
+// checkLanes: what a client sends in its lane takes effect in that order, shard
+// by shard, and later reads of the lane see it.
+func (w *world) checkLanes() {
+	type lane struct {
+		client int
+		shard  shardmap.ShardID
+	}
+	type laneKey struct {
+		lane
+		key string
+	}
+	written := make(map[lane]*op)
+	latest := make(map[laneKey]*op)
+	for _, o := range w.history.ops { // in the order in which they were begun
+		if !o.lane || o.outcome != outcomeOK {
+			continue
+		}
+		l := lane{o.client, shardmap.Shard([]byte(o.key), w.profile.shards)}
+		k := laneKey{l, o.key}
+		switch {
+		case o.wrote():
+			if before := written[l]; before != nil && before.version >= o.version {
+				w.fail("Lanes", "operation %d of client %d in shard %d has version %d, %d before it in the lane has %d", o.id, -o.client, l.shard, o.version, before.id, before.version)
+			}
+			written[l], latest[k] = o, o
+		case o.kind == opGet && o.present:
+			if before := latest[k]; before != nil && before.version > o.version {
+				w.fail("Lanes", "operation %d of client %d reads version %d of %s, %d before it in the lane has written %d", o.id, -o.client, o.version, o.key, before.id, before.version)
+			}
+		}
+	}
+}
+
 // checkVersions: no two writes of a shard share a version.
 func (w *world) checkVersions() {
 	type place struct {
@@ -457,8 +502,7 @@ func (w *world) checkVersions() {
 	}
 	owners := make(map[place]*op)
 	for _, o := range w.history.ops {
-		took := o.kind == opPut || o.kind == opIncr || o.kind == opAppend || o.kind == opTTL || o.kind == opCAS && o.present
-		if o.outcome != outcomeOK || !took {
+		if o.outcome != outcomeOK || !o.wrote() {
 			continue
 		}
 		p := place{shardmap.Shard([]byte(o.key), w.profile.shards), o.version}

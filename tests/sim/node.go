@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -274,6 +275,7 @@ func (n *node) settle() {
 		}
 	}
 	n.kv.RunOnce(n.clock())
+	n.w.raft.counted()
 	if n.failed != nil {
 		n.w.note("fatal", n.place, 0, 0, n.failed.Error)
 		n.crash()
@@ -335,6 +337,48 @@ func (n *node) crash() {
 		n.states.FlushSome(w.rng.IntN(many + 1)) // a flush was under way
 	}
 	n.log.CrashKeep(keep)
+	n.states.Crash()
+	n.end(life)
+}
+
+// Paces of a graceful stop, as package node's.
+const (
+	handOverEvery = 20 * time.Millisecond
+	handOverMost  = 5 * time.Second
+)
+
+// handOver gives away what the node leads, then closes it: what SIGTERM does.
+func (n *node) handOver(until time.Duration) {
+	if n.host != nil {
+		left, err := n.host.DrainOnce()
+		if err != nil {
+			n.w.fail("Assertion", "node %d cannot hand over: %v", n.place, err)
+			return
+		}
+		life := n.process
+		n.settle()
+		switch {
+		case n.process != life:
+			return
+		case left > 0 && n.w.now < until:
+			n.forLife(handOverEvery, func() { n.handOver(until) })
+			return
+		}
+	}
+	n.close()
+	n.planRestart()
+}
+
+// close ends the process with all it holds on its disks.
+func (n *node) close() {
+	if n.broken == nil {
+		n.log.SyncAll()
+		n.states.Flush()
+	}
+	n.w.note("close", n.place, uint64(n.log.Queued()), 0, nil)
+	life := n.process
+	n.process = nil
+	n.log.Crash()
 	n.states.Crash()
 	n.end(life)
 }
@@ -504,12 +548,25 @@ func (n *node) SendSnapshot(ctx context.Context, to raft.NodeID, h transport.Sna
 		return ctx.Err() == nil && n.process == life && o.process == there &&
 			!w.network.blocked[direction{party(n.place), party(o.place)}]
 	}
+	damaged := false
 	err := there.host.HandleSnapshot(ctx, n.id, h, func() ([]byte, error) {
 		if !passes() {
 			return nil, io.ErrUnexpectedEOF
 		}
-		return next()
+		chunk, err := next()
+		if err == nil && len(chunk) > 0 && !w.network.calm && w.rng.IntN(1000) < w.profile.flip {
+			damaged = true
+			chunk = flipped(w.rng, chunk)
+		}
+		return chunk, err
 	})
+	if damaged {
+		w.counts.Damaged++
+		w.note("damaged", o.place, uint64(h.Group), uint64(h.Mark.Index), nil)
+		if err == nil && n.process == life {
+			w.fail("Equal Replicas", "node %d takes a snapshot of group %d with a bit flipped on its way", o.place, h.Group)
+		}
+	}
 	if o.process == there {
 		o.settle()
 	}
@@ -521,6 +578,13 @@ func (n *node) SendSnapshot(ctx context.Context, to raft.NodeID, h transport.Sna
 		w.note("installed", o.place, uint64(h.Group), uint64(h.Mark.Index), nil)
 	}
 	return err
+}
+
+// flipped is a copy of a chunk with one bit changed.
+func flipped(rng *rand.Rand, chunk []byte) []byte {
+	chunk = bytes.Clone(chunk)
+	chunk[rng.IntN(len(chunk))] ^= 1 << rng.IntN(8)
+	return chunk
 }
 
 // Alive implements multiraft.Transport.

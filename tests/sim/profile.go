@@ -18,10 +18,12 @@ type profile struct {
 	clients  int
 	window   int // operations of a client under way
 	keys     int // of each kind
+	lanes    int // of a hundred operations are ordered by their client's lane
 
 	// Network. Of a thousand messages.
 	drop, repeat, late int
 	delay, lateMost    time.Duration
+	flip               int // of a thousand chunks of snapshots lose a bit
 
 	// Disks.
 	sync        time.Duration // a sync takes up to this
@@ -62,11 +64,13 @@ func drawProfile(rng *rand.Rand) profile {
 		clients:   pick(2, 3, 4),
 		window:    pick(1, 2, 4),
 		keys:      pick(1, 2, 3),
+		lanes:     pick(20, 20, 90),
 		drop:      pick(0, 0, 10, 100, 250),
 		repeat:    pick(0, 20, 200),
 		late:      pick(0, 20, 200),
 		delay:     ms(1, 3, 8, 30),
 		lateMost:  ms(20, 100, 1000),
+		flip:      pick(0, 0, 50, 300),
 		sync:      ms(1, 3, 15, 60),
 		flush:     ms(5, 50, 300),
 		flushAll:  rng.IntN(2) == 0,

@@ -13,8 +13,16 @@ import (
 // raftChecker sees every write, message and applied entry of all groups, and
 // holds them against figure 3 of the paper and what was promised.
 type raftChecker struct {
-	w      *world
-	groups map[raft.GroupID]*groupHistory
+	w       *world
+	groups  map[raft.GroupID]*groupHistory
+	commits []commit // not yet held against what was acknowledged
+}
+
+// commit is news of a leader: it has committed more than anybody has known.
+type commit struct {
+	n     *node
+	group raft.GroupID
+	term  raft.Term
 }
 
 // groupHistory is what is known of one group. A chain is a hash over all the
@@ -26,6 +34,15 @@ type groupHistory struct {
 	committed []decided // by index-1
 	logs      map[raft.ReplicaID]*logView
 	applied   map[raft.Index]uint64 // what was applied, as the first replica did
+	top       raft.Index            // the highest that anybody has known to be committed
+	acks      map[raft.ReplicaID]acks
+}
+
+// acks are what a replica has acknowledged in a term.
+type acks struct {
+	term    raft.Term
+	counts  raft.Index // through here
+	suspect raft.Index // and through here while it was suspect, which does not count
 }
 
 type position struct {
@@ -83,7 +100,7 @@ func (c *raftChecker) group(id raft.GroupID) *groupHistory {
 	if g == nil {
 		g = &groupHistory{
 			leaders: make(map[raft.Term]*leader), chains: make(map[position]uint64),
-			logs: make(map[raft.ReplicaID]*logView), applied: make(map[raft.Index]uint64),
+			logs: make(map[raft.ReplicaID]*logView), applied: make(map[raft.Index]uint64), acks: make(map[raft.ReplicaID]acks),
 		}
 		c.groups[id] = g
 	}
@@ -139,6 +156,7 @@ func (c *raftChecker) written(n *node, w logstore.Write) {
 	if mark := w.Write.Reset; mark != nil {
 		at, known := g.chainOf(mark.Index)
 		*v = logView{base: mark.Index, baseChain: at, baseKnown: known, applied: max(v.applied, mark.Index)}
+		g.top = max(g.top, mark.Index)
 	}
 	if len(w.Write.Entries) == 0 {
 		return
@@ -227,7 +245,71 @@ func (c *raftChecker) sent(n *node, m *raft.Message) {
 		if hard, last := n.log.Durable(id); b.Success && (b.MatchIndex > last || hard.Term < m.Term) {
 			c.w.fail("Durable Promise", "node %d acknowledges entry %d of group %d in term %d; its disk ends at %d, term %d", n.place, b.MatchIndex, m.Group, m.Term, last, hard.Term)
 		}
+		c.group(m.Group).acknowledged(m.From, m.Term, b)
 	}
+}
+
+// acknowledged takes in a reply. One that is not suspect vouches for what the
+// replica has acknowledged in the term while it was: it is whole since.
+func (g *groupHistory) acknowledged(id raft.ReplicaID, term raft.Term, b *raft.AppendEntriesReply) {
+	a := g.acks[id]
+	if term > a.term {
+		a = acks{term: term}
+	}
+	switch {
+	case term < a.term:
+	case b.Suspect && b.Success:
+		a.suspect = max(a.suspect, b.MatchIndex)
+	case !b.Suspect && b.Success:
+		a.counts, a.suspect = max(a.counts, a.suspect, b.MatchIndex), 0
+	}
+	g.acks[id] = a
+}
+
+// counted holds what leaders have newly committed against what they were told:
+// an entry of their own term (section 5.4.2) that a majority has acknowledged,
+// suspect replicas aside. Quorum Commit.
+func (c *raftChecker) counted() {
+	news := c.commits
+	c.commits = nil
+	for _, news := range news {
+		g := c.group(news.group)
+		if !news.n.up() || news.n.host == nil {
+			continue
+		}
+		s, ok := news.n.host.Status(news.group)
+		if !ok || s.Role != raft.Leader || s.Term != news.term || s.Commit <= g.top {
+			continue
+		}
+		g.top = s.Commit
+		v := g.log(s.Key.Replica)
+		if i := s.Commit - v.base; i > 0 && i <= raft.Index(len(v.terms)) && v.terms[i-1] != s.Term {
+			c.w.fail("Quorum Commit", "node %d leads group %d in term %d and commits entry %d of term %d by counting", news.n.place, news.group, s.Term, s.Commit, v.terms[i-1])
+		}
+		// The status is of now: a membership may have begun since.
+		if !g.quorum(news.n, s, s.Membership.Voters) && !(s.Membership.Joint() && g.quorum(news.n, s, s.Membership.Outgoing)) {
+			c.w.fail("Quorum Commit", "node %d leads group %d in term %d and commits entry %d, which no majority has acknowledged: %+v", news.n.place, news.group, s.Term, s.Commit, g.acks)
+		}
+	}
+}
+
+// quorum tells whether a majority has what the leader has committed.
+func (g *groupHistory) quorum(leader *node, s multiraft.GroupStatus, voters []raft.Member) bool {
+	have := 0
+	for _, m := range voters {
+		a := g.acks[m.Replica]
+		through := a.counts
+		if a.term != s.Term {
+			through = 0
+		}
+		if m.Replica == s.Key.Replica {
+			_, through = leader.log.Durable(s.Key)
+		}
+		if through >= s.Commit {
+			have++
+		}
+	}
+	return have > len(voters)/2
 }
 
 // committed takes in how far a leader says that the group has committed.
@@ -237,6 +319,9 @@ func (c *raftChecker) committed(n *node, m *raft.Message, through raft.Index) {
 	if through > v.last() {
 		c.w.fail("State Machine Safety", "node %d leads group %d and commits %d; its log ends at %d", n.place, m.Group, through, v.last())
 		return
+	}
+	if through > g.top {
+		c.commits = append(c.commits, commit{n, m.Group, m.Term})
 	}
 	for i := raft.Index(len(g.committed)) + 1; i <= through; i++ {
 		g.committed = append(g.committed, decided{})
@@ -280,6 +365,13 @@ func (c *raftChecker) apply(n *node, key raft.ReplicaKey, e multiraft.Applied) {
 		c.w.fail("State Machine Safety", "node %d group %d applies entry %d behind %d", n.place, key.Group, e.Index, v.applied)
 	}
 	v.applied = e.Index
+	switch {
+	case e.Index <= g.top:
+	case v.leads != 0:
+		c.commits = append(c.commits, commit{n, key.Group, v.leads})
+	default:
+		g.top = e.Index
+	}
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%d %d ", e.Term, e.Stamp)
 	for _, command := range e.Commands {

@@ -37,6 +37,7 @@ type Counts struct {
 	Leaders, Crashes, Restarts, Cuts    int
 	Snapshots, Wiped, FullDisks, Pauses int
 	Partitions, Jumps, Transfers        int
+	Stops, Damaged                      int // graceful ends; snapshots that lost a bit on their way
 	Unchecked                           int // keys whose operations nobody could put into an order in time
 }
 
@@ -57,6 +58,8 @@ func (c *Counts) Add(o Counts) {
 	c.Partitions += o.Partitions
 	c.Jumps += o.Jumps
 	c.Transfers += o.Transfers
+	c.Stops += o.Stops
+	c.Damaged += o.Damaged
 	c.Unchecked += o.Unchecked
 }
 
