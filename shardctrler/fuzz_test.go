@@ -1,11 +1,16 @@
 package shardctrler
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -95,5 +100,83 @@ func FuzzWireMap(f *testing.F) {
 		if twice, err := DecodeMap(again); err != nil || !slices.Equal(m.Shards, twice.Shards) || len(m.Groups) != len(twice.Groups) {
 			t.Fatalf("remembered as another: %v", err)
 		}
+	})
+}
+
+// serviceCalls are the handlers that a request's first byte picks from.
+var serviceCalls = []func(ctx context.Context, c *Controller, b []byte) error{
+	handler((*Controller).Init),
+	handler((*Controller).Register),
+	handler((*Controller).GetMap),
+	handler((*Controller).GetStatus),
+	handler((*Controller).GetNodeReport),
+	handler((*Controller).GetConfig),
+	handler((*Controller).ListEvents),
+	handler((*Controller).Execute),
+	handler((*Controller).ReplicaState),
+}
+
+// handler decodes a request as gRPC would, and calls its handler.
+func handler[Q any, R any, P interface {
+	*Q
+	proto.Message
+}](call func(*Controller, context.Context, P) (R, error)) func(context.Context, *Controller, []byte) error {
+	return func(ctx context.Context, c *Controller, b []byte) error {
+		q := P(new(Q))
+		if proto.Unmarshal(b, q) != nil {
+			return nil
+		}
+		_, err := call(c, ctx, q)
+		return err
+	}
+}
+
+// FuzzService sends any requests to the handlers of a node that has made a
+// cluster. Each is answered, or refused by a code that says why; what was
+// decided before stands, and the node goes on.
+func FuzzService(f *testing.F) {
+	add := func(call byte, q proto.Message) []byte {
+		b, err := proto.Marshal(q)
+		if err != nil {
+			f.Fatal(err)
+		}
+		one := append(binary.BigEndian.AppendUint16([]byte{call}, uint16(len(b))), b...)
+		f.Add(one)
+		return one
+	}
+	register := add(1, &flotillav1.RegisterRequest{RandomId: "r", Name: "b", Zone: "z", Addr: "b:7000"})
+	report := add(4, &flotillav1.GetNodeReportRequest{})
+	wish := add(7, &flotillav1.ExecuteRequest{Group: 2, Operation: &flotillav1.ExecuteRequest_TransferLeader{TransferLeader: &flotillav1.TransferLeader{ToNode: 1}}})
+	add(0, initRequest(4, 3, 1))
+	add(2, &flotillav1.GetMapRequest{Linearizable: true})
+	add(3, &flotillav1.GetStatusRequest{})
+	add(5, &flotillav1.GetConfigRequest{Num: 1})
+	add(6, &flotillav1.ListEventsRequest{After: 3, Limit: 2})
+	add(8, &flotillav1.ReplicaStateRequest{Group: 1, ReplicaId: 1})
+	f.Add(slices.Concat(register, wish, report, register))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			cluster := newFakeCluster(t)
+			defer cluster.close()
+			n := cluster.add("a", "")
+			mustInit(t, n, initRequest(4, 1, 1))
+			waitSettled(t, cluster, time.Minute, 1, 1, 4, 1)
+			made := n.controller().Maps().Current()
+			for len(b) >= 3 {
+				call, size := serviceCalls[int(b[0])%len(serviceCalls)], int(binary.BigEndian.Uint16(b[1:]))
+				size = min(size, len(b)-3)
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				err := call(ctx, n.controller(), b[3:3+size])
+				cancel()
+				if code := status.Code(err); code == codes.Unknown || code == codes.Internal {
+					t.Fatalf("request % x: %v", b[:3+size], err)
+				}
+				b = b[3+size:]
+			}
+			now, err := n.controller().GetMap(context.Background(), &flotillav1.GetMapRequest{Linearizable: true})
+			if err != nil || now.ClusterId != made.ClusterID || len(now.Shards) != len(made.Shards) {
+				t.Fatalf("the cluster is gone: %v %v", now, err)
+			}
+		})
 	})
 }
