@@ -66,7 +66,8 @@ type Node struct {
 
 	startErrors map[raft.ReplicaKey]string // followMap's: why a replica could not be started
 
-	failed  chan error    // has the first fatal error
+	failing sync.Once     // the first fatal error counts
+	failed  chan error    // has it
 	changed chan struct{} // has an element when leaders or replicas have changed
 
 	ended   chan struct{}      // closed when Stop is called
@@ -272,12 +273,11 @@ func (n *Node) openDoors() error {
 
 // fail records the first fatal error; see Failed.
 func (n *Node) fail(err error) {
-	err = n.explain(err)
-	select {
-	case n.failed <- err:
+	n.failing.Do(func() {
+		err = n.explain(err)
 		n.logger.Error("the node must stop", "error", err)
-	default:
-	}
+		n.failed <- err
+	})
 }
 
 // Failed delivers the error that ends the node, if one does: a failed disk, or

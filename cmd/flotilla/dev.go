@@ -319,7 +319,7 @@ func stopNodes(nodes []*node.Node) error {
 	errs := make([]error, len(nodes))
 	var stops sync.WaitGroup
 	for i, n := range nodes {
-		stops.Go(func() { errs[i] = stopNode(n, false) })
+		stops.Go(func() { errs[i] = stopNode(n, stopTimeout, false) })
 	}
 	stops.Wait()
 	return errors.Join(errs...)

@@ -21,6 +21,10 @@ import (
 // stopTimeout bounds a graceful stop: hand-over of leaderships, flush, close.
 const stopTimeout = 20 * time.Second
 
+// failedStopTimeout bounds the stop of a node that has failed: what is under
+// way there gets no answer any more, and its clients had better look elsewhere.
+const failedStopTimeout = time.Second
+
 // logFlags say how a server logs.
 type logFlags struct {
 	level  string
@@ -189,11 +193,11 @@ func serve(ctx context.Context, out io.Writer, options node.Options) error {
 	}
 	cancelReady()
 	<-announced
-	stopErr := stopNode(n, failure == nil)
 	if failure != nil {
-		return failure // that a failed store cannot be closed tidily is nothing new
+		_ = stopNode(n, failedStopTimeout, false) // that a failed store cannot be closed tidily is nothing new
+		return failure
 	}
-	return stopErr
+	return stopNode(n, stopTimeout, true)
 }
 
 // announce prints what the node waits for until it is ready.
@@ -206,10 +210,10 @@ func announce(ctx context.Context, out io.Writer, n *node.Node) {
 	}
 }
 
-// stopNode stops a node within stopTimeout; with handOver its leaderships go to
+// stopNode stops a node within a time; with handOver its leaderships go to
 // other nodes first, so that no request fails.
-func stopNode(n *node.Node, handOver bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+func stopNode(n *node.Node, within time.Duration, handOver bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	if handOver {
 		n.HandOver(ctx)
