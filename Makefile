@@ -4,6 +4,7 @@
 
 GO      ?= go
 PKGS    := ./...
+TAGS    := chaos,process
 export CGO_ENABLED ?= $(shell $(GO) env CGO_ENABLED)
 
 .PHONY: all build check test lint fmt-check generated race race-run unit process chaos chaos-short sim soak load seeds readme bench bench-peers profile fuzz mutants mutants-short
@@ -17,9 +18,9 @@ check: lint unit ## the quick loop
 
 test: build unit race mutants-short process chaos-short readme ## everything CI runs but lint
 
-lint: fmt-check generated ## formatting, vet, staticcheck, generated code
-	$(call timed,vet,$(GO) vet $(PKGS))
-	$(call timed,staticcheck,$(GO) tool staticcheck $(PKGS))
+lint: fmt-check generated ## formatting, vet, staticcheck (of all build tags), generated code
+	$(call timed,vet,$(GO) vet $(PKGS) && $(GO) vet -tags $(TAGS) ./internal/chaos ./node ./tests/...)
+	$(call timed,staticcheck,$(GO) tool staticcheck $(PKGS) && $(GO) tool staticcheck -tags $(TAGS) ./internal/chaos ./node ./tests/...)
 
 fmt-check:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "not gofmt-ed: $$out"; exit 1; }
