@@ -252,8 +252,24 @@ func (s *Sim) settle(r *simReplica) {
 		s.fail(err)
 		return
 	}
+	if r.Core.Role() == raft.Leader && r.Core.Term() != r.led {
+		s.checkLeases(r)
+	}
 	s.dispatch(r)
 	s.maybeMortal(r)
+}
+
+// checkLeases: when a leader is elected nobody else holds a lease. Who stands
+// still or has ticks to catch up with asks for none.
+func (s *Sim) checkLeases(elected *simReplica) {
+	for _, r := range s.replicas {
+		if r == elected || !r.Up() || r.paused > s.now || r.nextTick <= s.now {
+			continue
+		}
+		if _, held := r.Core.LeaseRead(); held && r.Core.Term() < elected.Core.Term() {
+			s.fail(fmt.Errorf("lease: replica %d is elected in term %d while %d holds a lease of term %d", elected.Member.Replica, elected.Core.Term(), r.Member.Replica, r.Core.Term()))
+		}
+	}
 }
 
 // dispatch takes what a turn has put out.
