@@ -270,9 +270,10 @@ func (c *Client) tick() {
 	c.step((*routing.Router).Tick)
 }
 
-// responses takes in what a connection received.
-func (c *Client) responses(ps []*flotillav1.Response) {
+// responses takes in what the connection to a node received.
+func (c *Client) responses(addr string, ps []*flotillav1.Response) {
 	c.step(func(r *routing.Router, now time.Time) {
+		r.Heard(now, addr)
 		for _, p := range ps {
 			r.Response(now, p)
 		}

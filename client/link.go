@@ -86,7 +86,7 @@ func (c *Client) connect(to routing.Target) {
 	c.wait.Go(func() { l.run(ctx) })
 }
 
-// disconnect ends a link whose node has left the map.
+// disconnect ends a link whose node has left the map, or does not answer over it.
 func (c *Client) disconnect(addr string) {
 	c.linksMu.Lock()
 	l := c.links[addr]
@@ -157,7 +157,7 @@ func (l *link) dial(ctx context.Context) (Conn, error) {
 // received is the connection's deliver.
 func (l *link) received(ps []*flotillav1.Response, err error) {
 	if err == nil {
-		l.client.responses(ps)
+		l.client.responses(l.target.Addr, ps)
 		return
 	}
 	select {

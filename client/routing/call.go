@@ -30,6 +30,7 @@ type Call struct {
 
 	id       uint64 // of the attempt under way
 	link     *link  // that it waits for or was sent over
+	sent     time.Time
 	group    raft.GroupID
 	attempts int
 	possible bool // an earlier attempt may have had an effect

@@ -19,6 +19,10 @@ type link struct {
 	delay   time.Duration // until the next attempt to connect; 0: nothing failed
 	retryAt time.Time
 	waiting []*Call // until it is up or down
+
+	heard   time.Time // when something last came over it
+	silence time.Time // when a request that it has been silent on since ended; zero: none
+	ending  bool      // it was given up, and is still to break
 }
 
 type linkState uint8
@@ -54,6 +58,7 @@ func (r *Router) LinkUp(now time.Time, addr string) {
 		return
 	}
 	l.state = linkUp
+	l.heard, l.silence, l.ending = now, time.Time{}, false
 	waiting := l.waiting
 	l.waiting = nil
 	for _, c := range waiting {
@@ -94,6 +99,33 @@ func (r *Router) LinkDown(now time.Time, addr string, cause error, unsent []uint
 		if c.state == stateLinking && c.link == l {
 			r.failed(now, c, CauseUnsent, message)
 		}
+	}
+}
+
+// Heard says that something came over the connection to a node.
+func (r *Router) Heard(now time.Time, addr string) {
+	if l := r.links[addr]; l != nil {
+		l.heard, l.silence = now, time.Time{}
+	}
+}
+
+// silenceMax is how long after a first request in vain a second one ends the
+// connection.
+const silenceMax = time.Second
+
+// silent notes that a request's time was over without a word from its node. A
+// node answers by then even what it cannot do, so one that lets two requests
+// pass in total silence is out of reach, though its connection stands: half
+// open, as after a cable was pulled. A new one may reach it.
+func (r *Router) silent(now time.Time, c *Call) {
+	l := c.link
+	switch {
+	case c.state != stateInFlight || l.state != linkUp || l.ending || l.heard.After(c.sent):
+	case l.silence.IsZero():
+		l.silence = now
+	case now.Sub(l.silence) >= silenceMax:
+		l.ending = true
+		r.out.Disconnect = append(r.out.Disconnect, l.target.Addr)
 	}
 }
 

@@ -48,7 +48,7 @@ const (
 type Output struct {
 	Sends      []Send
 	Connect    []Target
-	Disconnect []string // addresses
+	Disconnect []string // addresses; LinkDown follows
 	Deliveries []Delivery
 	// Refresh asks for a map newer than RefreshAfter.
 	Refresh      bool
@@ -211,6 +211,7 @@ func (r *Router) emit(now time.Time, c *Call, l *link) {
 	r.lastID++
 	c.id = r.lastID
 	c.attempts++
+	c.sent = now
 	c.state = stateInFlight
 	r.inFlight[c.id] = c
 	wake := now.Add(r.options.AttemptTimeout << min(c.silences, silencesMax))
@@ -480,6 +481,7 @@ func (r *Router) CancelAll(now time.Time, reason Reason) {
 // Tick does what is due.
 func (r *Router) Tick(now time.Time) {
 	for c := r.timers.due(now); c != nil; c = r.timers.due(now) {
+		r.silent(now, c)
 		switch {
 		case !now.Before(c.Deadline):
 			r.finish(now, c, nil, r.failure(c, ReasonDeadline))

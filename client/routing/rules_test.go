@@ -786,6 +786,44 @@ func TestANodeThatLeftTheMapIsDisconnected(t *testing.T) {
 	}
 }
 
+func TestAConnectionThatIsSilentTwiceIsMadeAnew(t *testing.T) {
+	for _, x := range []struct {
+		name   string
+		word   bool // something else comes over the connection between the two
+		closed int
+	}{{"silent", false, 1}, {"slow", true, 0}} {
+		t.Run(x.name, func(t *testing.T) {
+			b := newBench(t)
+			wait := func(deadline time.Duration) {
+				c := &Call{Request: get(0), Deadline: b.now.Add(deadline)}
+				b.do(func() { b.r.Submit(b.now, c) })
+				b.now = c.Deadline
+				b.do(func() { b.r.Tick(b.now) })
+				b.fails(ReasonDeadline, false)
+			}
+			wait(time.Second)
+			wait(time.Second / 2)
+			if len(b.closed) != 0 {
+				t.Fatalf("given up after %v", time.Second/2)
+			}
+			if x.word {
+				b.do(func() { b.r.Heard(b.now, addrOf(1)) })
+			}
+			wait(time.Second)
+			wait(time.Second / 2)
+			if len(b.closed) != x.closed {
+				t.Fatalf("disconnected %v", b.closed)
+			}
+			if x.closed > 0 {
+				b.do(func() { b.r.LinkDown(b.now, addrOf(1), nil, nil) })
+				b.sends = nil
+				b.submit(get(0))
+				b.sent(2) // who knows the leader, perhaps another one
+			}
+		})
+	}
+}
+
 func TestAnAnswerNobodyWaitsForIsIgnored(t *testing.T) {
 	b := newBench(t)
 	b.submit(put(0))

@@ -170,6 +170,9 @@ func (s *simulation) take() {
 	for _, to := range out.Connect {
 		s.connect(to.Addr)
 	}
+	for _, addr := range out.Disconnect {
+		s.after(s.soon(), func() { s.breakLink(addr) })
+	}
 	for _, send := range out.Sends {
 		s.send(send)
 	}
@@ -318,6 +321,7 @@ func (s *simulation) send(send Send) {
 		p.Id = id
 		s.after(s.soon(), func() {
 			if s.links[addr] == epoch {
+				s.router.Heard(s.now, addr)
 				s.router.Response(s.now, p)
 			}
 		})

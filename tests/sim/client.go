@@ -84,7 +84,7 @@ func (c *client) pump() {
 			c.connect(t)
 		}
 		for _, addr := range out.Disconnect {
-			delete(c.links, addr)
+			w.after(0, func() { c.breakLink(addr) })
 		}
 		for _, s := range out.Sends {
 			c.send(s)
@@ -207,6 +207,7 @@ func (c *client) answer(l *connection, addr string, r *flotillav1.Response) {
 		}
 		l.sent = slices.DeleteFunc(l.sent, func(id uint64) bool { return id == r.GetId() })
 		w.note("response", c.place, r.GetId(), uint64(r.GetCode()), func() string { return r.GetCode().String() + " " + r.GetMessage() })
+		c.router.Heard(w.clock(), addr)
 		c.router.Response(w.clock(), r)
 		c.pump()
 	})

@@ -159,6 +159,7 @@ func (n *node) openHost() {
 			n.startReplica(record.ID, record.First, 0)
 		}
 	}
+	w.raft.reopened(n)
 }
 
 func (n *node) startReplica(key raft.ReplicaKey, first raft.Membership, preferred raft.NodeID) {

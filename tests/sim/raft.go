@@ -20,9 +20,10 @@ type raftChecker struct {
 
 // commit is news of a leader: it has committed more than anybody has known.
 type commit struct {
-	n     *node
-	group raft.GroupID
-	term  raft.Term
+	n       *node
+	group   raft.GroupID
+	term    raft.Term
+	through raft.Index
 }
 
 // groupHistory is what is known of one group. A chain is a hash over all the
@@ -35,12 +36,17 @@ type groupHistory struct {
 	logs      map[raft.ReplicaID]*logView
 	applied   map[raft.Index]uint64 // what was applied, as the first replica did
 	top       raft.Index            // the highest that anybody has known to be committed
-	acks      map[raft.ReplicaID]acks
+	acks      map[reporter]acks
+}
+
+// reporter is a replica in a term.
+type reporter struct {
+	replica raft.ReplicaID
+	term    raft.Term
 }
 
 // acks are what a replica has acknowledged in a term.
 type acks struct {
-	term    raft.Term
 	counts  raft.Index // through here
 	suspect raft.Index // and through here while it was suspect, which does not count
 }
@@ -100,7 +106,7 @@ func (c *raftChecker) group(id raft.GroupID) *groupHistory {
 	if g == nil {
 		g = &groupHistory{
 			leaders: make(map[raft.Term]*leader), chains: make(map[position]uint64),
-			logs: make(map[raft.ReplicaID]*logView), applied: make(map[raft.Index]uint64), acks: make(map[raft.ReplicaID]acks),
+			logs: make(map[raft.ReplicaID]*logView), applied: make(map[raft.Index]uint64), acks: make(map[reporter]acks),
 		}
 		c.groups[id] = g
 	}
@@ -252,18 +258,17 @@ func (c *raftChecker) sent(n *node, m *raft.Message) {
 // acknowledged takes in a reply. One that is not suspect vouches for what the
 // replica has acknowledged in the term while it was: it is whole since.
 func (g *groupHistory) acknowledged(id raft.ReplicaID, term raft.Term, b *raft.AppendEntriesReply) {
-	a := g.acks[id]
-	if term > a.term {
-		a = acks{term: term}
-	}
+	a := g.acks[reporter{id, term}]
 	switch {
-	case term < a.term:
 	case b.Suspect && b.Success:
 		a.suspect = max(a.suspect, b.MatchIndex)
-	case !b.Suspect && b.Success:
-		a.counts, a.suspect = max(a.counts, a.suspect, b.MatchIndex), 0
+	case !b.Suspect:
+		a.counts, a.suspect = max(a.counts, a.suspect), 0
+		if b.Success {
+			a.counts = max(a.counts, b.MatchIndex)
+		}
 	}
-	g.acks[id] = a
+	g.acks[reporter{id, term}] = a
 }
 
 // counted holds what leaders have newly committed against what they were told:
@@ -275,10 +280,12 @@ func (c *raftChecker) counted() {
 	for _, news := range news {
 		g := c.group(news.group)
 		if !news.n.up() || news.n.host == nil {
+			g.top = max(g.top, news.through)
 			continue
 		}
 		s, ok := news.n.host.Status(news.group)
 		if !ok || s.Role != raft.Leader || s.Term != news.term || s.Commit <= g.top {
+			g.top = max(g.top, news.through) // it leads no more, and nobody can tell
 			continue
 		}
 		g.top = s.Commit
@@ -297,11 +304,7 @@ func (c *raftChecker) counted() {
 func (g *groupHistory) quorum(leader *node, s multiraft.GroupStatus, voters []raft.Member) bool {
 	have := 0
 	for _, m := range voters {
-		a := g.acks[m.Replica]
-		through := a.counts
-		if a.term != s.Term {
-			through = 0
-		}
+		through := g.acks[reporter{m.Replica, s.Term}].counts
 		if m.Replica == s.Key.Replica {
 			_, through = leader.log.Durable(s.Key)
 		}
@@ -321,7 +324,7 @@ func (c *raftChecker) committed(n *node, m *raft.Message, through raft.Index) {
 		return
 	}
 	if through > g.top {
-		c.commits = append(c.commits, commit{n, m.Group, m.Term})
+		c.commits = append(c.commits, commit{n, m.Group, m.Term, through})
 	}
 	for i := raft.Index(len(g.committed)) + 1; i <= through; i++ {
 		g.committed = append(g.committed, decided{})
@@ -368,7 +371,7 @@ func (c *raftChecker) apply(n *node, key raft.ReplicaKey, e multiraft.Applied) {
 	switch {
 	case e.Index <= g.top:
 	case v.leads != 0:
-		c.commits = append(c.commits, commit{n, key.Group, v.leads})
+		c.commits = append(c.commits, commit{n, key.Group, v.leads, e.Index})
 	default:
 		g.top = e.Index
 	}
@@ -408,6 +411,15 @@ func (c *raftChecker) restarted(n *node) {
 			}
 		}
 	})
+}
+
+// reopened learns what the states on the disk tell of what is committed: entries
+// of the core's own pass no state machine.
+func (c *raftChecker) reopened(n *node) {
+	for _, s := range n.host.Statuses() {
+		g := c.group(s.Key.Group)
+		g.top = max(g.top, s.Commit)
+	}
 }
 
 // eachOn visits the replicas that the node's log knows.
