@@ -11,6 +11,11 @@ package raft
 // index. It is also at least all that this replica can have acknowledged to
 // that leader before the start: so even such an acknowledgement that arrives
 // late says nothing untrue once the replica is trusted again.
+//
+// Safety rests on the vote: a leader that makes the replica whole was elected
+// by a majority without it, and that meets the rest of any majority in which it
+// was counted. That its acknowledgements count for nothing is a second lock. It
+// may open early, when a reply from before the cut arrives behind later ones.
 type suspicion struct {
 	on      bool
 	asked   uint64 // ID of the question to this leader; 0: none

@@ -518,6 +518,7 @@ func (n *node) deliver(from raft.NodeID, ms []raft.Message) {
 	}
 	for i := range ms {
 		m := &ms[i]
+		n.w.raft.heard(m)
 		n.w.note("deliver", n.place, uint64(from), weigh(m), func() string { return describe(m) })
 	}
 	n.host.HandleMessages(from, ms)

@@ -255,20 +255,29 @@ func (c *raftChecker) sent(n *node, m *raft.Message) {
 	}
 }
 
-// acknowledged takes in a reply. One that is not suspect vouches for what the
-// replica has acknowledged in the term while it was: it is whole since.
+// acknowledged takes in a reply that is sent.
 func (g *groupHistory) acknowledged(id raft.ReplicaID, term raft.Term, b *raft.AppendEntriesReply) {
+	if !b.Success {
+		return
+	}
 	a := g.acks[reporter{id, term}]
-	switch {
-	case b.Suspect && b.Success:
+	if b.Suspect {
 		a.suspect = max(a.suspect, b.MatchIndex)
-	case !b.Suspect:
-		a.counts, a.suspect = max(a.counts, a.suspect), 0
-		if b.Success {
-			a.counts = max(a.counts, b.MatchIndex)
-		}
+	} else {
+		a.counts = max(a.counts, b.MatchIndex)
 	}
 	g.acks[reporter{id, term}] = a
+}
+
+// heard takes in a message that arrives. A reply that is not suspect lets the
+// leader count what the replica has acknowledged in the term while it was.
+func (c *raftChecker) heard(m *raft.Message) {
+	if b, ok := m.Body.(*raft.AppendEntriesReply); ok && !b.Suspect {
+		g := c.group(m.Group)
+		a := g.acks[reporter{m.From, m.Term}]
+		a.counts, a.suspect = max(a.counts, a.suspect), 0
+		g.acks[reporter{m.From, m.Term}] = a
+	}
 }
 
 // counted holds what leaders have newly committed against what they were told:
