@@ -28,9 +28,9 @@ type Call struct {
 	numbered bool
 	renewals int // times it was numbered anew after "expired"
 
-	id       uint64 // of the attempt under way
-	link     *link  // that it waits for or was sent over
-	sent     time.Time
+	id       uint64    // of the attempt under way
+	link     *link     // that it waits for or was sent over
+	sent     time.Time // when the attempt under way was
 	group    raft.GroupID
 	attempts int
 	possible bool // an earlier attempt may have had an effect
