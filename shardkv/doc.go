@@ -106,11 +106,11 @@
 //
 // Keys are those within a replica's space of the state store.
 //
-//	'g'                                               the group: born 1 | time v | last incarnation uv
+//	'g'                                               the group: version 1 (2) | born 1 | time v | last incarnation uv
 //	's' shard 4                                       a shard: state 1 | generation uv | incarnation uv
 //	                                                  | writes uv (or more: the most in it and in the shard's slots)
 //	'k' shard 4 | incarnation 8 | key                 a key: version 8 | expiry 8 (unix ms, 0 never) | value
-//	'e' expiry 8 | shard 4 | incarnation 8 | key      (empty) look at that key when group time gets there
+//	'e' shard 4 | incarnation 8 | expiry 8 | key      (empty) look at that key when group time gets there
 //	'a' shard 4 | incarnation 8 | client 8 | birth 8 | slot 2   an answer, or what is left of one
 //
 // An entry of the expiry index may be out of date: what counts is the expiry in

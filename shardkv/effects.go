@@ -69,7 +69,7 @@ func (x *effects) set(key, value []byte, expires int64) uint64 {
 	*x.spent += len(key) + len(value)
 	x.batch.SetJoined(x.at(key), x.head, value)
 	if expires != 0 {
-		x.batch.Set(expiryKey(expires, x.shard, x.inc, key), nil)
+		x.batch.Set(expiryKey(x.shard, x.inc, expires, key), nil)
 		if x.soonest == 0 || expires < x.soonest {
 			x.soonest = expires
 		}

@@ -80,24 +80,18 @@ func sessionSpan(shard shardmap.ShardID, inc incarnation, id sessionID) (lo, hi 
 	return lo, successor(lo)
 }
 
-// expiryKey lies in the order of time, over all shards of the group.
-func expiryKey(at int64, shard shardmap.ShardID, inc incarnation, key []byte) []byte {
-	b := make([]byte, 0, kindBytes+timeBytes+shardBytes+incBytes+len(key))
-	b = binary.BigEndian.AppendUint64(append(b, kindExpiry), uint64(at))
-	b = binary.BigEndian.AppendUint32(b, uint32(shard))
-	b = binary.BigEndian.AppendUint64(b, uint64(inc))
-	return append(b, key...)
+// expiryKey lies in the order of time within the shard's copy.
+func expiryKey(shard shardmap.ShardID, inc incarnation, at int64, key []byte) []byte {
+	b := appendSpace(make([]byte, 0, spaceBytes+timeBytes+len(key)), kindExpiry, shard, inc)
+	return append(binary.BigEndian.AppendUint64(b, uint64(at)), key...)
 }
 
-// splitExpiryKey is the reverse; key lives as long as b.
-func splitExpiryKey(b []byte) (at int64, shard shardmap.ShardID, inc incarnation, key []byte, ok bool) {
-	if len(b) <= kindBytes+timeBytes+shardBytes+incBytes {
-		return 0, 0, 0, nil, false
+// splitExpiryKey is the reverse, within the copy; key lives as long as b.
+func splitExpiryKey(b []byte) (at int64, key []byte, ok bool) {
+	if len(b) <= spaceBytes+timeBytes {
+		return 0, nil, false
 	}
-	at = int64(binary.BigEndian.Uint64(b[1:]))
-	shard = shardmap.ShardID(binary.BigEndian.Uint32(b[9:]))
-	inc = incarnation(binary.BigEndian.Uint64(b[13:]))
-	return at, shard, inc, b[21:], true
+	return int64(binary.BigEndian.Uint64(b[spaceBytes:])), b[spaceBytes+timeBytes:], true
 }
 
 // successor is the first key behind all keys that begin with prefix; nil if

@@ -2,9 +2,12 @@ package shardkv
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync/atomic"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -22,13 +25,15 @@ const expiredAtOnce = 256
 // state at every replica, however they are batched. It is called by one
 // goroutine at a time; what others may ask is atomic, or in the store.
 type Machine struct {
-	group    raft.GroupID
-	state    groupRecord
-	stored   groupRecord // state as it is in the store, or will be with the batch
-	shards   map[shardmap.ShardID]*heldShard
-	dirty    []*heldShard // whose records go into the batch
-	sessions *sessions
-	due      int64 // no key expires before this; MaxInt64: none does
+	group  raft.GroupID
+	state  groupRecord
+	stored groupRecord // state as it is in the store, or will be with the batch
+	shards map[shardmap.ShardID]*heldShard
+	order  []*heldShard // shards, ascending
+	dirty  []*heldShard // whose records go into the batch
+	kept   tally        // of the tables of sessions
+	due    int64        // no key of a shard that serves expires before this; MaxInt64: none does
+	ends   int64        // likewise of sessions
 
 	scratch scratch
 
@@ -41,10 +46,10 @@ var _ multiraft.StateMachine = (*Machine)(nil)
 // NewMachine makes the state machine of a group. Restored fills it.
 func NewMachine(group raft.GroupID) *Machine {
 	m := &Machine{
-		group:    group,
-		shards:   make(map[shardmap.ShardID]*heldShard),
-		sessions: newSessions(),
-		due:      math.MaxInt64,
+		group:  group,
+		shards: make(map[shardmap.ShardID]*heldShard),
+		due:    math.MaxInt64,
+		ends:   math.MaxInt64,
 	}
 	m.nextDue.Store(math.MaxInt64)
 	return m
@@ -72,7 +77,7 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 	if err := m.restoreSessions(view); err != nil {
 		return fmt.Errorf("group %d: sessions: %w", m.group, err)
 	}
-	if m.due, err = firstExpiry(snapshotView{view}); err != nil {
+	if err := m.restoreExpiries(view); err != nil {
 		return fmt.Errorf("group %d: expiries: %w", m.group, err)
 	}
 	m.publish()
@@ -81,10 +86,17 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 
 func (m *Machine) restoreShards(view *statestore.View) error {
 	clear(m.shards)
-	m.dirty = nil
-	return eachShard(view, func(id shardmap.ShardID, record shardRecord) {
-		m.shards[id] = &heldShard{shardRecord: record, id: id, saved: record.writes}
-	})
+	m.order, m.dirty, m.kept = nil, nil, tally{}
+	return eachShard(view, func(id shardmap.ShardID, record shardRecord) { m.hold(id, record) })
+}
+
+// hold takes a shard in that the group did not know.
+func (m *Machine) hold(id shardmap.ShardID, record shardRecord) *heldShard {
+	sh := &heldShard{shardRecord: record, id: id, saved: record.writes, sessions: newSessions(&m.kept), due: math.MaxInt64}
+	m.shards[id] = sh
+	at, _ := slices.BinarySearchFunc(m.order, id, func(sh *heldShard, id shardmap.ShardID) int { return cmp.Compare(sh.id, id) })
+	m.order = slices.Insert(m.order, at, sh)
+	return sh
 }
 
 // eachShard visits the shards that a group knows, ascending.
@@ -104,40 +116,72 @@ func eachShard(view *statestore.View, visit func(shardmap.ShardID, shardRecord))
 // restoreSessions finds what the slots of the shards' present copies hold, and
 // the write counts that ride there.
 func (m *Machine) restoreSessions(view *statestore.View) error {
-	m.sessions = newSessions()
 	err := eachAnswer(view, []byte{kindAnswer}, []byte{kindAnswer + 1}, func(p answerPlace, head answerHead, _ []byte, size int) {
 		sh := m.shards[p.shard]
 		if sh == nil || sh.incarnation != p.inc {
 			return
 		}
 		sh.writes = max(sh.writes, head.writes)
-		s := m.sessions.open(sessionKey{p.shard, p.id})
+		s := sh.sessions.open(p.id)
 		s.lowest = max(s.lowest, head.lowest)
 		s.queue = append(s.queue, kept{seq: head.seq, size: size, slot: p.slot})
 	})
 	if err != nil {
 		return err
 	}
-	for key, s := range m.sessions.byKey {
-		if err := m.sessions.sift(s); err != nil {
-			return fmt.Errorf("shard %d, session %x: %w", key.shard, key.id.client, err)
+	m.ends = math.MaxInt64
+	for _, sh := range m.order {
+		for id, s := range sh.sessions.byID {
+			if err := sh.sessions.sift(s); err != nil {
+				return fmt.Errorf("shard %d, session %x: %w", sh.id, id.client, err)
+			}
 		}
+		m.noteEnd(sh)
 	}
 	return nil
 }
 
-// firstExpiry is the first time in the expiry index.
-func firstExpiry(v view) (int64, error) {
-	it := v.iter([]byte{kindExpiry}, []byte{kindExpiry + 1})
-	at := int64(math.MaxInt64)
-	if it.First() {
-		var ok bool
-		if at, _, _, _, ok = splitExpiryKey(it.Key()); !ok {
+// restoreExpiries finds when the first key of each shard expires.
+func (m *Machine) restoreExpiries(view *statestore.View) error {
+	m.due = math.MaxInt64
+	it := view.NewIter([]byte{kindExpiry}, []byte{kindExpiry + 1})
+	for _, sh := range m.order {
+		var err error
+		if sh.due, err = firstExpiry(it, sh); err != nil {
 			it.Close()
-			return 0, errMalformed
+			return err
 		}
+		m.noteDue(sh)
 	}
-	return at, it.Close()
+	return it.Close()
+}
+
+// firstExpiry leads an iterator of the expiry index to the first of a shard's
+// copy; MaxInt64: there is none.
+func firstExpiry(it *statestore.Iter, sh *heldShard) (int64, error) {
+	space := appendSpace(nil, kindExpiry, sh.id, sh.incarnation)
+	if !it.SeekGE(space) || !bytes.HasPrefix(it.Key(), space) {
+		return math.MaxInt64, nil
+	}
+	at, _, ok := splitExpiryKey(it.Key())
+	if !ok {
+		return 0, errMalformed
+	}
+	return at, nil
+}
+
+// noteDue has the machine look at the shard's keys when one expires.
+func (m *Machine) noteDue(sh *heldShard) {
+	if sh.state.serves() {
+		m.due = min(m.due, sh.due)
+	}
+}
+
+// noteEnd has it look at the shard's sessions when one ends.
+func (m *Machine) noteEnd(sh *heldShard) {
+	if end, any := sh.sessions.nextEnd(); any && sh.state.serves() {
+		m.ends = min(m.ends, end)
+	}
 }
 
 // publish shows others what was committed.
@@ -147,10 +191,7 @@ func (m *Machine) publish() {
 	if rest := due % expiryStep; rest != 0 && due < math.MaxInt64-expiryStep {
 		due += expiryStep - rest
 	}
-	if end, any := m.sessions.nextEnd(); any {
-		due = min(due, end)
-	}
-	m.nextDue.Store(due)
+	m.nextDue.Store(min(due, m.ends))
 }
 
 // Committed publishes; see multiraft.StateMachine.
@@ -230,9 +271,7 @@ func (m *Machine) applyBirth(c *birth) *answer {
 	m.state.born = true
 	for _, shard := range c.shards {
 		m.state.lastIncarnation++
-		sh := &heldShard{id: shard, shardRecord: shardRecord{state: shardOwned, generation: c.generation, incarnation: m.state.lastIncarnation}}
-		m.shards[shard] = sh
-		m.save(sh)
+		m.save(m.hold(shard, shardRecord{state: shardOwned, generation: c.generation, incarnation: m.state.lastIncarnation}))
 	}
 	return new(answer)
 }
@@ -307,9 +346,6 @@ type number struct {
 	lowest uint64 // the lowest number that is still waited for; at most seq
 }
 
-// session names the session in the table.
-func (n number) session() sessionKey { return sessionKey{n.shard.id, n.id} }
-
 // answerKey is where the answer in a slot lies. It lives until the next.
 func (m *Machine) answerKey(n number, s slot) []byte {
 	m.scratch.key = answerPlace{shard: n.shard.id, inc: n.shard.incarnation, id: n.id, slot: s}.append(m.scratch.key[:0])
@@ -320,7 +356,8 @@ func (m *Machine) answerKey(n number, s slot) []byte {
 // is new. Without a session the answer says why: it is the one of an earlier
 // attempt, or a refusal.
 func (m *Machine) open(b *statestore.Batch, n number) (*sessionState, *answer, error) {
-	s := m.sessions.get(n.session())
+	table := n.shard.sessions
+	s := table.get(n.id)
 	if s != nil {
 		if k, known := s.find(n.seq); known {
 			a, err := m.recorded(b, n, k)
@@ -333,11 +370,12 @@ func (m *Machine) open(b *statestore.Batch, n number) (*sessionState, *answer, e
 			return nil, refusal(flotillav1.Code_INVALID, fmt.Sprintf("write %d of the session was acknowledged before", n.seq)), nil
 		}
 	}
-	if why := m.sessions.full(s, n.lowest); why != "" {
+	if why := table.full(s, n.lowest); why != "" {
 		return nil, refusal(flotillav1.Code_BUSY, why), nil
 	}
 	if s == nil {
-		s = m.sessions.open(n.session())
+		s = table.open(n.id)
+		m.noteEnd(n.shard)
 	}
 	return s, nil, nil
 }
@@ -410,7 +448,8 @@ func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer,
 		m.scratch.spent += a.results[i].size()
 	}
 	if x.soonest != 0 {
-		m.due = min(m.due, x.soonest)
+		sh.due = min(sh.due, x.soonest)
+		m.noteDue(sh)
 	}
 	return a, err
 }
@@ -420,7 +459,7 @@ func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer,
 // ones lie there until they are written over, large ones are deleted. What a
 // deleted one says of the write count, the new one says too.
 func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answer) {
-	gone := m.sessions.raise(s, n.lowest)
+	gone := n.shard.sessions.raise(s, n.lowest)
 	free := s.slots.lowestFree()
 	for _, g := range gone {
 		if g.size > leftoverBytesMax && g.slot != free {
@@ -430,7 +469,7 @@ func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answ
 	e := &m.scratch.encoder
 	e.b = e.b[:0]
 	a.encode(e, answerHead{writes: n.shard.writes, seq: n.seq, lowest: s.lowest})
-	m.sessions.add(s, kept{seq: n.seq, size: len(e.b), slot: free})
+	n.shard.sessions.add(s, kept{seq: n.seq, size: len(e.b), slot: free})
 	b.Set(m.answerKey(n, free), e.b)
 }
 
@@ -470,42 +509,70 @@ func (m *Machine) applyOutcome(b *statestore.Batch, c *outcome) (*answer, error)
 const expiryStep = 100
 
 // removeExpired deletes keys whose expiry the group's time has reached, counted
-// in steps. An entry of the index counts only if the key still expires then.
+// in steps, in the shards that serve: nothing else touches a copy that does not.
 func (m *Machine) removeExpired(b *statestore.Batch) error {
 	reached := m.state.time - m.state.time%expiryStep
 	if m.due > reached {
 		return nil
 	}
-	var keys [][]byte
 	it := b.Iter([]byte{kindExpiry}, []byte{kindExpiry + 1})
+	var due []dueKey
+	var err error
 	m.due = math.MaxInt64
-	for ok := it.First(); ok; ok = it.Next() {
-		at, _, _, _, good := splitExpiryKey(it.Key())
-		if !good {
-			it.Close()
-			return errMalformed
+	for _, sh := range m.order {
+		if !sh.state.serves() {
+			continue
 		}
-		if at > reached || len(keys) == expiredAtOnce {
-			m.due = at
-			break
+		if sh.due <= reached && err == nil {
+			due, err = sh.findExpired(it, reached, due)
 		}
-		keys = append(keys, bytes.Clone(it.Key()))
+		m.due = min(m.due, sh.due)
 	}
-	if err := it.Close(); err != nil {
+	if err := errors.Join(err, it.Close()); err != nil {
 		return err
 	}
-	for _, key := range keys {
-		if err := m.removeIfExpired(b, key); err != nil {
+	for _, d := range due {
+		if err := m.removeIfExpired(b, d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (m *Machine) removeIfExpired(b *statestore.Batch, index []byte) error {
-	at, shard, inc, key, _ := splitExpiryKey(index)
-	b.Delete(index)
-	stored, ok, err := b.Get(valueKey(shard, inc, key))
+// dueKey is an entry of the expiry index whose time has come.
+type dueKey struct {
+	shard *heldShard
+	at    int64
+	index []byte // where the entry lies
+}
+
+// findExpired adds the shard's keys that are due by reached, as many as one
+// entry may remove, and notes when the next one is.
+func (sh *heldShard) findExpired(it *statestore.Iter, reached int64, due []dueKey) ([]dueKey, error) {
+	at, err := firstExpiry(it, sh)
+	space := appendSpace(nil, kindExpiry, sh.id, sh.incarnation)
+	for err == nil && at <= reached && len(due) < expiredAtOnce {
+		due = append(due, dueKey{sh, at, bytes.Clone(it.Key())})
+		if !it.Next() || !bytes.HasPrefix(it.Key(), space) {
+			at = math.MaxInt64
+			break
+		}
+		var ok bool
+		if at, _, ok = splitExpiryKey(it.Key()); !ok {
+			err = errMalformed
+		}
+	}
+	sh.due = at
+	return due, err
+}
+
+// removeIfExpired: an entry of the index counts only if the key still expires
+// then.
+func (m *Machine) removeIfExpired(b *statestore.Batch, d dueKey) error {
+	b.Delete(d.index)
+	_, key, _ := splitExpiryKey(d.index)
+	at := valueKey(d.shard.id, d.shard.incarnation, key)
+	stored, ok, err := b.Get(at)
 	if err != nil || !ok {
 		return err
 	}
@@ -513,26 +580,36 @@ func (m *Machine) removeIfExpired(b *statestore.Batch, index []byte) error {
 	if err != nil {
 		return err
 	}
-	if r.expires == at {
-		b.Delete(valueKey(shard, inc, key))
+	if r.expires == d.at {
+		b.Delete(at)
 	}
 	return nil
 }
 
-// endSessions forgets sessions that the group's time has passed. Write counts
-// that may be recorded nowhere else go into the shards' records.
+// endSessions forgets sessions that the group's time has passed, in the shards
+// that serve. Write counts that may be recorded nowhere else go into the shards'
+// records.
 func (m *Machine) endSessions(b *statestore.Batch) {
-	for range sessionEndsAtOnce {
-		key, ended := m.sessions.endOne(m.state.time)
-		if !ended {
-			return
+	if m.ends > m.state.time {
+		return
+	}
+	m.ends = math.MaxInt64
+	left := sessionEndsAtOnce
+	for _, sh := range m.order {
+		if !sh.state.serves() {
+			continue
 		}
-		if sh := m.shards[key.shard]; sh != nil {
-			b.DeleteRange(sessionSpan(key.shard, sh.incarnation, key.id))
+		for ; left > 0; left-- {
+			id, ended := sh.sessions.endOne(m.state.time)
+			if !ended {
+				break
+			}
+			b.DeleteRange(sessionSpan(sh.id, sh.incarnation, id))
 			if sh.saved != sh.writes {
 				m.save(sh)
 			}
 		}
+		m.noteEnd(sh)
 	}
 }
 

@@ -22,6 +22,12 @@ type drawn struct {
 
 func (d drawn) entry() entry { return newEntry(d.stamp, d.commands...) }
 
+// sessionKey names a session's numbers in one shard.
+type sessionKey struct {
+	shard shardmap.ShardID
+	id    sessionID
+}
+
 // author makes up logs: few keys, few sessions, so that things meet.
 type author struct {
 	time   int64

@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
@@ -77,9 +78,11 @@ type shardRecord struct {
 // carries it, and when slots that may carry it are deleted.
 type heldShard struct {
 	shardRecord
-	id    shardmap.ShardID
-	saved uint64 // the count in the stored record, or in the one the batch will hold
-	dirty bool   // the record goes into the batch
+	id       shardmap.ShardID
+	saved    uint64    // the count in the stored record, or in the one the batch will hold
+	dirty    bool      // the record goes into the batch
+	sessions *sessions // of the present copy
+	due      int64     // no key of it expires before this; MaxInt64: none does
 }
 
 func (r shardRecord) encode() []byte {
@@ -104,8 +107,13 @@ type groupRecord struct {
 	lastIncarnation incarnation // the last one given
 }
 
+// storedVersion is that of all the records a group stores. It was 1, unsaid,
+// while the expiry index lay in the order of time over all shards.
+const storedVersion = 2
+
 func (r groupRecord) encode() []byte {
 	e := encoder{b: make([]byte, 0, 24)}
+	e.byte(storedVersion)
 	e.bool(r.born)
 	e.int(r.time)
 	e.uint(uint64(r.lastIncarnation))
@@ -114,6 +122,9 @@ func (r groupRecord) encode() []byte {
 
 func decodeGroupRecord(b []byte) (groupRecord, error) {
 	d := decoder{b: b}
+	if version := d.byte(); version != storedVersion {
+		return groupRecord{}, fmt.Errorf("%w: stored by another version of flotilla (%d, this one reads %d)", errMalformed, version, storedVersion)
+	}
 	r := groupRecord{born: d.bool(), time: d.int(), lastIncarnation: incarnation(d.uint())}
 	return r, d.end()
 }

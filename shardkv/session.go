@@ -5,7 +5,6 @@ import (
 	"container/heap"
 	"encoding/binary"
 	"fmt"
-	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 	"slices"
 	"time"
 )
@@ -50,12 +49,6 @@ func decodeSessionID(d *decoder) sessionID { return sessionID{client: d.fixed(),
 // endsAt is the group time from which on the session's writes are answered
 // "expired".
 func (id sessionID) endsAt() int64 { return id.birth + sessionLife.Milliseconds() }
-
-// sessionKey names a session's numbers in one shard.
-type sessionKey struct {
-	shard shardmap.ShardID
-	id    sessionID
-}
 
 // kept is one answer that a client may still ask for again; it lies in the
 // store.
@@ -108,30 +101,38 @@ func (s *sessionState) insert(k kept) {
 	s.queue = slices.Insert(s.queue, s.head+i, k)
 }
 
-// sessions is the table of a group, over all its shards.
+// sessions is the table of one copy of a shard.
 type sessions struct {
-	byKey   map[sessionKey]*sessionState
-	ends    endHeap // all of byKey, the first to end on top
-	answers int     // of all sessions
-	bytes   int
+	byID map[sessionID]*sessionState
+	ends endHeap // all of byID, the first to end on top
+	all  *tally  // of the group
 }
 
-func newSessions() *sessions { return &sessions{byKey: make(map[sessionKey]*sessionState)} }
+// tally counts what all tables of a group hold together.
+type tally struct {
+	sessions int
+	answers  int
+	bytes    int // of answers, in the store
+}
 
-func (t *sessions) get(key sessionKey) *sessionState { return t.byKey[key] }
+func newSessions(all *tally) *sessions {
+	return &sessions{byID: make(map[sessionID]*sessionState), all: all}
+}
+
+func (t *sessions) get(id sessionID) *sessionState { return t.byID[id] }
 
 // full says why no answer may be added to s, "" if one may. s is nil for a new
 // session; lowest is what its number acknowledges.
 func (t *sessions) full(s *sessionState, lowest uint64) string {
 	if s == nil {
-		if len(t.byKey) >= sessionsMax {
-			return fmt.Sprintf("the group has %d sessions: more end within the hour", len(t.byKey))
+		if t.all.sessions >= sessionsMax {
+			return fmt.Sprintf("the group has %d sessions: more end within the hour", t.all.sessions)
 		}
 		s = new(sessionState)
 	}
 	answers := s.answers()
 	goes, goesBytes := 0, 0
-	if len(answers) >= sessionAnswersMax || s.bytes >= sessionBytesMax || t.answers >= answersMax || t.bytes >= answersBytesMax {
+	if len(answers) >= sessionAnswersMax || s.bytes >= sessionBytesMax || t.all.answers >= answersMax || t.all.bytes >= answersBytesMax {
 		for goes < len(answers) && answers[goes].seq < lowest {
 			goesBytes += answers[goes].size
 			goes++
@@ -140,19 +141,20 @@ func (t *sessions) full(s *sessionState, lowest uint64) string {
 	switch {
 	case len(answers)-goes >= sessionAnswersMax || s.bytes-goesBytes >= sessionBytesMax:
 		return "the session has too many unacknowledged answers"
-	case t.answers-goes >= answersMax || t.bytes-goesBytes >= answersBytesMax:
+	case t.all.answers-goes >= answersMax || t.all.bytes-goesBytes >= answersBytesMax:
 		return "the group keeps too many unacknowledged answers"
 	}
 	return ""
 }
 
 // open returns the session, making it if it is new.
-func (t *sessions) open(key sessionKey) *sessionState {
-	s := t.byKey[key]
+func (t *sessions) open(id sessionID) *sessionState {
+	s := t.byID[id]
 	if s == nil {
 		s = new(sessionState)
-		t.byKey[key] = s
-		heap.Push(&t.ends, key)
+		t.byID[id] = s
+		t.all.sessions++
+		heap.Push(&t.ends, id)
 	}
 	return s
 }
@@ -162,8 +164,8 @@ func (t *sessions) add(s *sessionState, k kept) {
 	s.slots.take(k.slot)
 	s.insert(k)
 	s.bytes += k.size
-	t.answers++
-	t.bytes += k.size
+	t.all.answers++
+	t.all.bytes += k.size
 }
 
 // raise moves lowest up and returns the answers that are not waited for any
@@ -189,9 +191,9 @@ func (t *sessions) raise(s *sessionState, lowest uint64) (gone []kept) {
 func (t *sessions) drop(s *sessionState, gone []kept) {
 	for i := range gone {
 		s.bytes -= gone[i].size
-		t.bytes -= gone[i].size
+		t.all.bytes -= gone[i].size
 	}
-	t.answers -= len(gone)
+	t.all.answers -= len(gone)
 }
 
 // sift drops what of s's queue, as found in the store, is not waited for any
@@ -217,39 +219,40 @@ func (t *sessions) nextEnd() (int64, bool) {
 	if len(t.ends) == 0 {
 		return 0, false
 	}
-	return t.ends[0].id.endsAt(), true
+	return t.ends[0].endsAt(), true
 }
 
 // endOne removes and returns a session that has ended by time.
-func (t *sessions) endOne(time int64) (sessionKey, bool) {
+func (t *sessions) endOne(time int64) (sessionID, bool) {
 	if end, any := t.nextEnd(); !any || end > time {
-		return sessionKey{}, false
+		return sessionID{}, false
 	}
-	key := heap.Pop(&t.ends).(sessionKey)
-	s := t.byKey[key]
+	id := heap.Pop(&t.ends).(sessionID)
+	s := t.byID[id]
 	t.drop(s, s.answers())
-	delete(t.byKey, key)
-	return key, true
+	delete(t.byID, id)
+	t.all.sessions--
+	return id, true
 }
 
 // endHeap orders sessions by their end, and equal ones by their names, so that
 // all replicas end the same ones first.
-type endHeap []sessionKey
+type endHeap []sessionID
 
 func (h endHeap) Len() int      { return len(h) }
 func (h endHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
 func (h endHeap) Less(i, j int) bool {
 	a, b := h[i], h[j]
-	return cmp.Or(cmp.Compare(a.id.birth, b.id.birth), cmp.Compare(a.id.client, b.id.client), cmp.Compare(a.shard, b.shard)) < 0
+	return cmp.Or(cmp.Compare(a.birth, b.birth), cmp.Compare(a.client, b.client)) < 0
 }
 
 // Push and Pop are heap.Interface's.
-func (h *endHeap) Push(x any) { *h = append(*h, x.(sessionKey)) }
+func (h *endHeap) Push(x any) { *h = append(*h, x.(sessionID)) }
 
 // Pop removes the last.
 func (h *endHeap) Pop() any {
 	old := *h
-	key := old[len(old)-1]
+	id := old[len(old)-1]
 	*h = old[:len(old)-1]
-	return key
+	return id
 }

@@ -66,8 +66,8 @@ func TestAnEndedSessionNeverWrites(t *testing.T) {
 	end := epoch + sessionLife.Milliseconds()
 	wantNumber(t, r.one(t, end-1, w), 1, true)
 	wantCode(t, r.one(t, end, w), flotillav1.Code_SESSION_EXPIRED)
-	if s := r.machine.sessions; len(s.byKey) != 0 || len(s.ends) != 0 || s.answers != 0 || s.bytes != 0 {
-		t.Fatalf("%d sessions with %d answers of %d bytes are still kept", len(s.byKey), s.answers, s.bytes)
+	if s := r.machine.shards[0].sessions; len(s.byID) != 0 || len(s.ends) != 0 || r.machine.kept != (tally{}) {
+		t.Fatalf("%d sessions are still kept, in all %+v", len(s.byID), r.machine.kept)
 	}
 	for stamp := end; stamp < end+3; stamp++ { // forgotten, and still refused, also with the clock back
 		wantCode(t, r.one(t, stamp-1000, w), flotillav1.Code_SESSION_EXPIRED)

@@ -53,7 +53,7 @@ func (r *rig) slots(t *testing.T) string {
 	var all []string
 	err = eachAnswer(view, []byte{kindAnswer}, []byte{kindAnswer + 1}, func(p answerPlace, head answerHead, _ []byte, _ int) {
 		text := fmt.Sprintf("%d:%d", p.slot, head.seq)
-		if head.seq < r.machine.sessions.get(sessionKey{p.shard, p.id}).lowest {
+		if head.seq < r.machine.shards[p.shard].sessions.get(p.id).lowest {
 			text += "x"
 		}
 		all = append(all, text)
@@ -220,8 +220,8 @@ func TestAnswersOfAnotherCopyDoNotCount(t *testing.T) {
 	if got := r.digests(t); got != want {
 		t.Fatalf("the digest was %+v, and is %+v", want[0], got[0])
 	}
-	if got := r.writes(t); got[0] != 1 || len(r.machine.sessions.byKey) != 1 {
-		t.Fatalf("%d writes, %d sessions", got[0], len(r.machine.sessions.byKey))
+	if got := r.writes(t); got[0] != 1 || r.machine.kept.sessions != 1 {
+		t.Fatalf("%d writes, %d sessions", got[0], r.machine.kept.sessions)
 	}
 	if a := r.one(t, epoch, numbered(0, alice, 1, 1, put("k", "v"))); !a.replayed || r.machine.shards[0].writes != 1 {
 		t.Fatalf("%d writes, answered %s", r.machine.shards[0].writes, show(a))
@@ -252,7 +252,7 @@ func TestAnAnswerInTwoSlotsIsDamage(t *testing.T) {
 // and go.
 func TestManyOpenAnswers(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		table, s := newSessions(), new(sessionState)
+		table, s := newSessions(new(tally)), new(sessionState)
 		var want []uint64
 		for seq := uint64(1); seq < 200; seq++ {
 			lowest := s.lowest
@@ -282,8 +282,8 @@ func TestManyOpenAnswers(t *testing.T) {
 			for _, k := range s.answers() {
 				got = append(got, k.seq)
 			}
-			if !slices.Equal(got, want) || table.answers != len(want) || s.bytes != 10*len(want) {
-				t.Fatalf("answers %v, counted %d of %d bytes; want %v", got, table.answers, s.bytes, want)
+			if !slices.Equal(got, want) || table.all.answers != len(want) || s.bytes != 10*len(want) {
+				t.Fatalf("answers %v, counted %d of %d bytes; want %v", got, table.all.answers, s.bytes, want)
 			}
 		}
 	})
