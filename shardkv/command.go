@@ -130,8 +130,11 @@ type span struct {
 // encodeCommand draws a command as in the package comment.
 func encodeCommand(c command) []byte {
 	size := 64
-	if w, is := c.(*write); is {
-		size = w.size()
+	switch c := c.(type) {
+	case *write:
+		size = c.size()
+	case *move:
+		size = c.size()
 	}
 	e := encoder{b: make([]byte, 0, size)}
 	e.byte(commandVersion)
@@ -153,6 +156,9 @@ func encodeCommand(c command) []byte {
 		e.uint(uint64(c.shard))
 		c.id.encode(&e)
 		e.uint(c.seq)
+	case *move:
+		e.byte(byte(c.kind))
+		c.encode(&e)
 	}
 	return e.b
 }
@@ -269,7 +275,10 @@ func decodeCommand(b []byte, w *write) (command, error) {
 	case commandOutcome:
 		c = &outcome{shard: shardmap.ShardID(d.uint()), id: decodeSessionID(&d), seq: d.uint()}
 	default:
-		return nil, fmt.Errorf("unknown command %d", kind)
+		if moveKind(kind) < moveBeginExport || moveKind(kind) > moveVerified {
+			return nil, fmt.Errorf("unknown command %d", kind)
+		}
+		c = decodeMove(&d, moveKind(kind))
 	}
 	return c, d.end()
 }

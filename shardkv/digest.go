@@ -46,28 +46,29 @@ func Digest(r *statestore.Replica, shard shardmap.ShardID) (ShardDigest, error) 
 	if err := it.Close(); err != nil {
 		return ShardDigest{}, err
 	}
-	if err := d.addAnswers(view, shard, record.incarnation); err != nil {
-		return ShardDigest{}, err
-	}
-	return d, nil
+	writes, err := eachWaited(view, shard, record.incarnation, func(id sessionID, head answerHead, content []byte) {
+		d.add(kindAnswer, answerName(id, head.seq), content) // where it lies does not count
+	})
+	d.Writes = max(d.Writes, writes)
+	return d, err
 }
 
-// addAnswers adds those that are still waited for, and finds the write count
-// that rides with what lies in the slots. Where an answer lies does not count.
-func (d *ShardDigest) addAnswers(view *statestore.View, shard shardmap.ShardID, inc incarnation) error {
+// eachWaited visits the answers of a copy that are still waited for, and finds
+// the write count that rides with what lies in the slots.
+func eachWaited(view *statestore.View, shard shardmap.ShardID, inc incarnation, visit func(id sessionID, head answerHead, content []byte)) (writes uint64, err error) {
 	lo := appendSpace(nil, kindAnswer, shard, inc)
 	hi := successor(lo)
 	lowest := make(map[sessionID]uint64)
-	err := eachAnswer(view, lo, hi, func(p answerPlace, head answerHead, _ []byte, _ int) {
-		d.Writes = max(d.Writes, head.writes)
+	err = eachAnswer(view, lo, hi, func(p answerPlace, head answerHead, _ []byte, _ int) {
+		writes = max(writes, head.writes)
 		lowest[p.id] = max(lowest[p.id], head.lowest)
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return eachAnswer(view, lo, hi, func(p answerPlace, head answerHead, content []byte, _ int) {
+	return writes, eachAnswer(view, lo, hi, func(p answerPlace, head answerHead, content []byte, _ int) {
 		if head.seq >= lowest[p.id] {
-			d.add(kindAnswer, binary.BigEndian.AppendUint64(p.id.append(nil), head.seq), content)
+			visit(p.id, head, content)
 		}
 	})
 }
@@ -87,15 +88,17 @@ func (d *ShardDigest) add(kind byte, name, stored []byte) {
 }
 
 // digestOf is the first half of SHA-256 over kind, length of the name, name
-// and what is stored there.
-func digestOf(kind byte, name, stored []byte) (high, low uint64) {
+// and what is stored there, given in parts.
+func digestOf(kind byte, name []byte, stored ...[]byte) (high, low uint64) {
 	hash := sha256.New()
 	var head [9]byte
 	head[0] = kind
 	binary.BigEndian.PutUint64(head[1:], uint64(len(name)))
 	hash.Write(head[:])
 	hash.Write(name)
-	hash.Write(stored)
+	for _, part := range stored {
+		hash.Write(part)
+	}
 	var sum [sha256.Size]byte
 	hash.Sum(sum[:0])
 	return binary.BigEndian.Uint64(sum[:]), binary.BigEndian.Uint64(sum[8:])

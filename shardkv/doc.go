@@ -20,6 +20,31 @@
 // anew for every copy it begins, so that nothing late for one copy touches
 // another.
 //
+// # Moves
+//
+// Not driven by anybody yet. A shard goes from its source to its target in
+// entries of both logs, each of which names migration, generation and attempt
+// and does nothing where they are not the shard's.
+//
+//	source  owned ─beginExport─▶ exporting ─handOff─▶ handed-off ─deleteCopy─▶ absent
+//	             ◀─cancelExport─            ◀──────takeBack────── (to owned)
+//	target  absent ─beginImport─▶ importing ─chunk*─round*─activate─▶ owned, not verified ─verified─▶ owned
+//	             ◀─dropImport, refuse─
+//
+// From beginExport on the source notes what each entry touches: positions in
+// the order of what was touched, never operations. The target takes the copy in
+// pages in the order in which it is stored (chunks), then the present state of
+// what was touched behind beginExport (rounds): each only where it stands, so
+// what comes twice does nothing. Both sides know the digest of their copies:
+// the source has a view of beginExport's time added up beside it and follows
+// the difference; the target's is in its state. HandOff decides; Activate
+// serves the copy, under the source's time, if the digests are equal.
+//
+// Time leaves a copy alone that does not serve: its keys do not expire and its
+// sessions do not end. Until a move is verified the target leaves a tombstone
+// for each key that is deleted. In a shard that moves, a clear of more than
+// 10,000 keys is answered BUSY, unless it is of all.
+//
 // # Time
 //
 // A group's time is the largest stamp applied. A key is there until group time
@@ -81,7 +106,7 @@
 // bytes are a uv length and so many bytes; other numbers are big-endian.
 //
 //	version  1   1
-//	kind     1   1 write, 2 birth, 3 time, 4 outcome
+//	kind     1   1 write, 2 birth, 3 time, 4 outcome, 5 to 16 entries of a move
 //
 //	write    shard uv | client 8 | birth v | seq uv | lowest uv (seq 0: not numbered)
 //	         | compares | ops | otherwise, each a uv count and so many of
@@ -101,6 +126,13 @@
 //	birth    generation uv | count uv | count times shard uv
 //	time     nothing
 //	outcome  shard uv | client 8 | birth v | seq uv
+//	move     shard uv | migration uv | generation uv | attempt uv | other group uv, and then
+//	         5 beginExport, 6 handOff, 7 cancelExport, 8 takeBack, 9 deleteCopy,
+//	         10 beginImport, 14 refuse, 15 dropImport, 16 verified: nothing
+//	         11 chunk, 12 round: from bytes | to bytes | rounds begin at bytes | last 1 | items
+//	         13 activate: to bytes | time v | writes uv | digest
+//	item     kind 1 ('k' key, 'a' answer, 'S' session, 'C' cleared span) | name bytes | there 1 | stored bytes (if there)
+//	digest   of keys, then of answers: high 8 | low 8 | count uv
 //
 // # Stored records
 //
@@ -109,6 +141,12 @@
 //	'g'                                               the group: version 1 (2) | born 1 | time v | last incarnation uv
 //	's' shard 4                                       a shard: state 1 | generation uv | incarnation uv
 //	                                                  | writes uv (or more: the most in it and in the shard's slots)
+//	                                                  | migration uv | other group uv | beginExport at uv | handOff at uv
+//	                                                  | time of that v | not verified 1
+//	'i' shard 4                                       an import until it is verified: generation uv | attempt uv
+//	                                                  | scan bytes | position bytes | flags 1 (1 scanned, 2 unequal, 4 cleared) | digest
+//	'u' shard 4 | incarnation 8 | index 8 | ordinal 4 touched by that entry: kind of item 1 | name
+//	'd' shard 4 | incarnation 8 | key                 (empty) deleted since Activate
 //	'k' shard 4 | incarnation 8 | key                 a key: version 8 | expiry 8 (unix ms, 0 never) | value
 //	'e' shard 4 | incarnation 8 | expiry 8 | key      (empty) look at that key when group time gets there
 //	'a' shard 4 | incarnation 8 | client 8 | birth 8 | slot 2   an answer, or what is left of one

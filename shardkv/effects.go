@@ -21,6 +21,7 @@ type effects struct {
 	batch   *statestore.Batch
 	held    *heldShard
 	spent   *int   // see scratch
+	notes   *notes // of the machine
 	soonest int64  // the earliest expiry set, 0: none
 	head    []byte // scratch
 }
@@ -49,7 +50,7 @@ func (x *effects) do(o *op) (result, error) {
 	case opExpire:
 		return x.expire(o)
 	case opClear:
-		return x.clear(o), nil
+		return x.clear(o)
 	default:
 		res, _, err := x.read(o)
 		return res, err
@@ -63,25 +64,33 @@ func (x *effects) version() uint64 {
 }
 
 // set stores a key, and notes when it expires.
-func (x *effects) set(key, value []byte, expires int64) uint64 {
+func (x *effects) set(key, value []byte, expires int64) (version uint64, err error) {
 	r := record{version: x.version(), expires: expires, value: value}
 	x.head = r.appendHead(x.head[:0])
 	*x.spent += len(key) + len(value)
-	x.batch.SetJoined(x.at(key), x.head, value)
+	at := x.at(key)
+	if x.held.noted() {
+		err = x.notes.key(x.batch, x.held, at, key, x.head, value)
+	}
+	x.batch.SetJoined(at, x.head, value)
 	if expires != 0 {
 		x.batch.Set(expiryKey(x.shard, x.inc, expires, key), nil)
 		if x.soonest == 0 || expires < x.soonest {
 			x.soonest = expires
 		}
 	}
-	return r.version
+	return r.version, err
 }
 
 // remove deletes a key that is stored. What the expiry index says of it goes
 // when it falls due: it is checked against the key.
-func (x *effects) remove(key []byte) uint64 {
-	x.batch.Delete(x.at(key))
-	return x.version()
+func (x *effects) remove(key []byte) (version uint64, err error) {
+	at := x.at(key)
+	if x.held.noted() {
+		err = x.notes.key(x.batch, x.held, at, key)
+	}
+	x.batch.Delete(at)
+	return x.version(), err
 }
 
 // expiry is the time at which a key written now expires, 0 for never.
@@ -102,7 +111,8 @@ func (x *effects) expiry(o *op) int64 {
 func (x *effects) put(o *op) (result, error) {
 	if o.condition == putAlways && !o.keepTTL && !o.previous {
 		expires := x.expiry(o)
-		return result{version: x.set(o.key, o.value, expires), expires: expires}, nil
+		version, err := x.set(o.key, o.value, expires)
+		return result{version: version, expires: expires}, err
 	}
 	old, there, err := x.get(o.key)
 	if err != nil {
@@ -128,8 +138,8 @@ func (x *effects) put(o *op) (result, error) {
 	if o.keepTTL && there {
 		res.expires = old.expires
 	}
-	res.version = x.set(o.key, o.value, res.expires)
-	return res, nil
+	res.version, err = x.set(o.key, o.value, res.expires)
+	return res, err
 }
 
 // meets tells whether the condition of a put holds over what is there.
@@ -158,11 +168,12 @@ func (x *effects) delete(o *op) (result, error) {
 	if o.version != 0 && o.version != old.version {
 		return result{status: statusConditionFailed, existed: true, version: old.version, value: old.value}, nil
 	}
-	res := result{existed: true, version: x.remove(o.key)}
+	res := result{existed: true}
 	if o.previous {
 		res.value = old.value
 	}
-	return res, nil
+	res.version, err = x.remove(o.key)
+	return res, err
 }
 
 func (x *effects) append(o *op) (result, error) {
@@ -177,8 +188,8 @@ func (x *effects) append(o *op) (result, error) {
 		return result{status: statusTooLarge, existed: there, version: old.version}, nil
 	}
 	value := append(append(make([]byte, 0, len(old.value)+len(o.value)), old.value...), o.value...)
-	version := x.set(o.key, value, old.expires)
-	return result{existed: there, version: version, number: int64(len(value)), expires: old.expires}, nil
+	version, err := x.set(o.key, value, old.expires)
+	return result{existed: there, version: version, number: int64(len(value)), expires: old.expires}, err
 }
 
 func (x *effects) incr(o *op) (result, error) {
@@ -199,8 +210,8 @@ func (x *effects) incr(o *op) (result, error) {
 		return result{status: statusOverflow, existed: there, version: old.version}, nil
 	}
 	n += o.by
-	version := x.set(o.key, strconv.AppendInt(nil, n, 10), old.expires)
-	return result{existed: there, version: version, number: n, expires: old.expires}, nil
+	version, err := x.set(o.key, strconv.AppendInt(nil, n, 10), old.expires)
+	return result{existed: there, version: version, number: n, expires: old.expires}, err
 }
 
 // integer reads a value as Redis does: exactly as an integer is written.
@@ -226,15 +237,42 @@ func (x *effects) expire(o *op) (result, error) {
 	}
 	expires := x.expiry(o)
 	if expires != 0 && expires <= x.time {
-		return result{existed: true, version: x.remove(o.key)}, nil
+		version, err := x.remove(o.key)
+		return result{existed: true, version: version}, err
 	}
-	return result{existed: true, version: x.set(o.key, old.value, expires), expires: expires}, nil
+	version, err := x.set(o.key, old.value, expires)
+	return result{existed: true, version: version, expires: expires}, err
 }
 
 // clear deletes a span of keys at once. How many there were is not counted.
-func (x *effects) clear(o *op) result {
+func (x *effects) clear(o *op) (res result, err error) {
 	if lo, hi := x.bounds(o.span); string(lo) < string(hi) {
+		if x.held.noted() {
+			err = x.notes.cleared(x.batch, x.held, o.span, lo, hi)
+		}
 		x.batch.DeleteRange(lo, hi)
 	}
-	return result{version: x.version()}
+	return result{version: x.version()}, err
+}
+
+// clearsTooMuch tells whether a write clears more keys of a shard in a move than
+// can be written down at once.
+func (x *effects) clearsTooMuch(ops []op) (bool, error) {
+	for i := range ops {
+		if ops[i].kind != opClear || ops[i].span.whole() {
+			continue
+		}
+		lo, hi := x.bounds(ops[i].span)
+		if string(lo) >= string(hi) {
+			continue
+		}
+		it, n := x.iter(lo, hi), 0
+		for ok := it.First(); ok && n <= clearsMax; ok = it.Next() {
+			n++
+		}
+		if err := it.Close(); err != nil || n > clearsMax {
+			return true, err
+		}
+	}
+	return false, nil
 }

@@ -8,18 +8,21 @@ import (
 
 // Kinds of records; see the package comment.
 const (
-	kindGroup   = 'g'
-	kindShard   = 's'
-	kindValue   = 'k'
-	kindExpiry  = 'e'
-	kindAnswer  = 'a'
-	kindBytes   = 1
-	shardBytes  = 4
-	incBytes    = 8
-	spaceBytes  = kindBytes + shardBytes + incBytes // of a shard's keys or answers
-	timeBytes   = 8
-	clientBytes = 16
-	slotBytes   = 2
+	kindGroup     = 'g'
+	kindShard     = 's'
+	kindValue     = 'k'
+	kindExpiry    = 'e'
+	kindAnswer    = 'a'
+	kindImport    = 'i' // of a shard: the import that goes on, or is not verified yet
+	kindTouch     = 'u'
+	kindTombstone = 'd'
+	kindBytes     = 1
+	shardBytes    = 4
+	incBytes      = 8
+	spaceBytes    = kindBytes + shardBytes + incBytes // of a shard's keys or answers
+	timeBytes     = 8
+	clientBytes   = 16
+	slotBytes     = 2
 )
 
 // incarnation tells the copies of a shard apart that a group takes one after
@@ -31,6 +34,10 @@ func groupKey() []byte { return []byte{kindGroup} }
 
 func shardKey(shard shardmap.ShardID) []byte {
 	return binary.BigEndian.AppendUint32([]byte{kindShard}, uint32(shard))
+}
+
+func importKey(shard shardmap.ShardID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{kindImport}, uint32(shard))
 }
 
 // appendSpace begins a key of one shard's copy.

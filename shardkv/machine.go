@@ -35,6 +35,10 @@ type Machine struct {
 	due    int64        // no key of a shard that serves expires before this; MaxInt64: none does
 	ends   int64        // likewise of sessions
 
+	notes   notes
+	replica *statestore.Replica
+	exports bool            // some copy is not being added up yet
+	scan    func(*baseScan) // has a copy added up, beside the machine
 	scratch scratch
 
 	born    atomic.Bool  // as committed
@@ -50,6 +54,7 @@ func NewMachine(group raft.GroupID) *Machine {
 		shards: make(map[shardmap.ShardID]*heldShard),
 		due:    math.MaxInt64,
 		ends:   math.MaxInt64,
+		scan:   func(s *baseScan) { _ = s.run() },
 	}
 	m.nextDue.Store(math.MaxInt64)
 	return m
@@ -62,6 +67,7 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 		return err
 	}
 	defer view.Close()
+	m.replica, m.notes = r, notes{}
 	m.state = groupRecord{}
 	if b, ok, err := view.Get(groupKey()); err != nil {
 		return err
@@ -80,19 +86,49 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 	if err := m.restoreExpiries(view); err != nil {
 		return fmt.Errorf("group %d: expiries: %w", m.group, err)
 	}
+	if err := m.countExports(); err != nil {
+		return fmt.Errorf("group %d: exports: %w", m.group, err)
+	}
 	m.publish()
 	return nil
 }
 
 func (m *Machine) restoreShards(view *statestore.View) error {
 	clear(m.shards)
+	for _, sh := range m.order {
+		sh.endScan()
+	}
 	m.order, m.dirty, m.kept = nil, nil, tally{}
-	return eachShard(view, func(id shardmap.ShardID, record shardRecord) { m.hold(id, record) })
+	if err := eachShard(view, func(id shardmap.ShardID, record shardRecord) { m.hold(id, record) }); err != nil {
+		return err
+	}
+	for _, sh := range m.order {
+		if sh.state == shardExporting || sh.state == shardHandedOff {
+			sh.export = new(export)
+		}
+		if sh.state != shardImporting && !sh.unverified {
+			continue
+		}
+		b, ok, err := view.Get(importKey(sh.id))
+		if err == nil && !ok {
+			err = fmt.Errorf("%w: shard %d is %s, and how far is not there", errMalformed, sh.id, sh.describe())
+		}
+		if err == nil {
+			sh.in, err = decodeImported(bytes.Clone(b))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // hold takes a shard in that the group did not know.
 func (m *Machine) hold(id shardmap.ShardID, record shardRecord) *heldShard {
-	sh := &heldShard{shardRecord: record, id: id, saved: record.writes, sessions: newSessions(&m.kept), due: math.MaxInt64}
+	sh := &heldShard{shardRecord: record, id: id, saved: record.writes, sessions: newSessions(new(tally)), due: math.MaxInt64}
+	if record.state.serves() {
+		sh.sessions.join(&m.kept)
+	}
 	m.shards[id] = sh
 	at, _ := slices.BinarySearchFunc(m.order, id, func(sh *heldShard, id shardmap.ShardID) int { return cmp.Compare(sh.id, id) })
 	m.order = slices.Insert(m.order, at, sh)
@@ -195,16 +231,27 @@ func (m *Machine) publish() {
 }
 
 // Committed publishes; see multiraft.StateMachine.
-func (m *Machine) Committed(raft.Index) { m.publish() }
+func (m *Machine) Committed(raft.Index) {
+	if m.exports {
+		m.exports = false
+		if err := m.countExports(); err != nil {
+			m.exports = true // again with the next
+		}
+	}
+	m.publish()
+}
 
 // Apply applies one entry; see multiraft.StateMachine. An error means that the
 // entry is not understood or the store is damaged: the node must stop.
 func (m *Machine) Apply(b *statestore.Batch, e multiraft.Applied, results []any) error {
 	m.state.time = max(m.state.time, e.Stamp)
+	m.notes.begin(e.Index)
 	if err := m.removeExpired(b); err != nil {
 		return err
 	}
-	m.endSessions(b)
+	if err := m.endSessions(b); err != nil {
+		return err
+	}
 	m.scratch.begin(len(e.Commands), e.Waited)
 	defer m.scratch.end()
 	for i, encoded := range e.Commands {
@@ -234,6 +281,13 @@ func (m *Machine) Finish(b *statestore.Batch) {
 		b.Set(shardKey(sh.id), record.encode())
 	}
 	m.dirty = m.dirty[:0]
+	for _, sh := range m.notes.imports {
+		if sh.in != nil && sh.in.dirty {
+			sh.in.dirty = false
+			b.Set(importKey(sh.id), sh.in.encode())
+		}
+	}
+	m.notes.imports = m.notes.imports[:0]
 	if m.state != m.stored {
 		b.Set(groupKey(), m.state.encode())
 		m.stored = m.state
@@ -254,6 +308,8 @@ func (m *Machine) applyCommand(b *statestore.Batch, c command) (*answer, error) 
 		return m.applyOutcome(b, c)
 	case *birth:
 		return m.applyBirth(c), nil
+	case *move:
+		return m.applyMove(b, c)
 	default: // timeOnly: the stamp was its effect
 		return new(answer), nil
 	}
@@ -303,6 +359,11 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	if refused != nil {
 		return refused, nil
 	}
+	if sh.noted() {
+		if busy, err := m.clearsTooMuch(b, w, sh); busy || err != nil {
+			return refusal(flotillav1.Code_BUSY, fmt.Sprintf("shard %d moves: clear it in smaller parts, or later", sh.id)), err
+		}
+	}
 	if w.session.seq == 0 {
 		return m.applyPlain(b, w, sh)
 	}
@@ -323,8 +384,16 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	if a.refused != flotillav1.Code_OK {
 		kept = closed(a.message) // another attempt must not succeed after this one was refused
 	}
-	m.record(b, s, n, kept)
-	return a, nil
+	return a, m.record(b, s, n, kept)
+}
+
+func (m *Machine) clearsTooMuch(b *statestore.Batch, w *write, sh *heldShard) (bool, error) {
+	x := m.scratch.effectsOn(b, sh, m.state.time, &m.notes)
+	busy, err := x.clearsTooMuch(w.ops)
+	if busy || err != nil {
+		return busy, err
+	}
+	return x.clearsTooMuch(w.otherwise)
 }
 
 // applyPlain carries out a write without a number. No answer carries the write
@@ -417,7 +486,7 @@ func (m *Machine) checkSession(id sessionID) *answer {
 
 // effect evaluates the compares and carries out the branch.
 func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer, error) {
-	x := m.scratch.effectsOn(b, sh, m.state.time)
+	x := m.scratch.effectsOn(b, sh, m.state.time, &m.notes)
 	defer func() { m.scratch.spent += x.looked }()
 	compared := true
 	for _, c := range w.compares {
@@ -458,8 +527,13 @@ func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer,
 // shard's write count. Those that are not waited for any more free theirs: small
 // ones lie there until they are written over, large ones are deleted. What a
 // deleted one says of the write count, the new one says too.
-func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answer) {
+func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answer) error {
 	gone := n.shard.sessions.raise(s, n.lowest)
+	if n.shard.noted() {
+		if err := m.notes.gone(b, n.shard, n.id, gone); err != nil {
+			return err
+		}
+	}
 	free := s.slots.lowestFree()
 	for _, g := range gone {
 		if g.size > leftoverBytesMax && g.slot != free {
@@ -471,6 +545,10 @@ func (m *Machine) record(b *statestore.Batch, s *sessionState, n number, a *answ
 	a.encode(e, answerHead{writes: n.shard.writes, seq: n.seq, lowest: s.lowest})
 	n.shard.sessions.add(s, kept{seq: n.seq, size: len(e.b), slot: free})
 	b.Set(m.answerKey(n, free), e.b)
+	if n.shard.noted() {
+		return m.notes.answer(b, n.shard, n.id, n.seq, e.b)
+	}
+	return nil
 }
 
 // applyOutcome says what became of a number and closes it.
@@ -499,8 +577,7 @@ func (m *Machine) applyOutcome(b *statestore.Batch, c *outcome) (*answer, error)
 		return a, nil
 	}
 	a = closed("the number was closed: its write is never applied")
-	m.record(b, s, n, a)
-	return a, nil
+	return a, m.record(b, s, n, a)
 }
 
 // expiryStep is how exactly, in milliseconds, expired keys are deleted: to look
@@ -580,18 +657,22 @@ func (m *Machine) removeIfExpired(b *statestore.Batch, d dueKey) error {
 	if err != nil {
 		return err
 	}
-	if r.expires == d.at {
-		b.Delete(at)
+	if r.expires != d.at {
+		return nil
 	}
-	return nil
+	if d.shard.noted() {
+		err = m.notes.key(b, d.shard, at, key)
+	}
+	b.Delete(at)
+	return err
 }
 
 // endSessions forgets sessions that the group's time has passed, in the shards
 // that serve. Write counts that may be recorded nowhere else go into the shards'
 // records.
-func (m *Machine) endSessions(b *statestore.Batch) {
+func (m *Machine) endSessions(b *statestore.Batch) error {
 	if m.ends > m.state.time {
-		return
+		return nil
 	}
 	m.ends = math.MaxInt64
 	left := sessionEndsAtOnce
@@ -600,10 +681,17 @@ func (m *Machine) endSessions(b *statestore.Batch) {
 			continue
 		}
 		for ; left > 0; left-- {
-			id, ended := sh.sessions.endOne(m.state.time)
-			if !ended {
+			id, s := sh.sessions.ended(m.state.time)
+			if s == nil {
 				break
 			}
+			if sh.noted() {
+				if err := m.notes.gone(b, sh, id, s.answers()); err != nil {
+					return err
+				}
+				m.notes.touch(b, sh, itemSession, id.append(nil))
+			}
+			sh.sessions.remove(id)
 			b.DeleteRange(sessionSpan(sh.id, sh.incarnation, id))
 			if sh.saved != sh.writes {
 				m.save(sh)
@@ -611,6 +699,7 @@ func (m *Machine) endSessions(b *statestore.Batch) {
 		}
 		m.noteEnd(sh)
 	}
+	return nil
 }
 
 // Born tells whether the group knows its shards, as committed here.

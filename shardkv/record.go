@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -41,8 +42,7 @@ func (r record) liveAt(time int64) bool { return r.expires == 0 || r.expires > t
 // shardState is where a shard is in its life in this group.
 type shardState uint8
 
-// The states of a shard. Only owned is reached so far: a group is born with
-// shards. The others are for moves.
+// The states of a shard.
 const (
 	shardAbsent shardState = iota
 	shardImporting
@@ -68,7 +68,13 @@ type shardRecord struct {
 	state       shardState
 	generation  uint64
 	incarnation incarnation
-	writes      uint64 // how many writes the shard has had: the last version given. Stored, it may lag behind, see heldShard
+	move        migrationID  // the last one that the group has seen of the shard
+	peer        raft.GroupID // at its other end
+	begun       raft.Index   // exporting, handed off: of BeginExport
+	handed      raft.Index   // handed off: of HandOff
+	handedTime  int64        // the group's time then
+	unverified  bool         // owned: the source still has its copy
+	writes      uint64       // how many writes the shard has had: the last version given. Stored, it may lag behind, see heldShard
 }
 
 // heldShard is a shard as the machine holds it. Its write count rides with the
@@ -83,6 +89,8 @@ type heldShard struct {
 	dirty    bool      // the record goes into the batch
 	sessions *sessions // of the present copy
 	due      int64     // no key of it expires before this; MaxInt64: none does
+	in       *imported // importing, or not verified yet; else nil
+	export   *export   // exporting or handed off; else nil
 }
 
 func (r shardRecord) encode() []byte {
@@ -91,12 +99,54 @@ func (r shardRecord) encode() []byte {
 	e.uint(r.generation)
 	e.uint(uint64(r.incarnation))
 	e.uint(r.writes)
+	e.uint(uint64(r.move))
+	e.uint(uint64(r.peer))
+	e.uint(uint64(r.begun))
+	e.uint(uint64(r.handed))
+	e.int(r.handedTime)
+	e.bool(r.unverified)
 	return e.b
+}
+
+// imported is what a group stores of an import until it is verified.
+type imported struct {
+	generation uint64 // of the source; the shard is served at the next
+	attempt    uint64
+	scan       []byte // how far the scan has come
+	scanned    bool
+	position   []byte // how far the rounds have come
+	digest     copyDigest
+	unequal    bool // the copy is not what was handed off
+	cleared    bool // since Activate all keys were cleared
+	dirty      bool // the record goes into the batch
+}
+
+func (i *imported) encode() []byte {
+	e := encoder{b: make([]byte, 0, 96)}
+	e.uint(i.generation)
+	e.uint(i.attempt)
+	e.bytes(i.scan)
+	e.bytes(i.position)
+	e.byte(flag(i.scanned, 1) | flag(i.unequal, 2) | flag(i.cleared, 4))
+	for _, s := range [...]sum{i.digest.keys, i.digest.answers} {
+		s.encode(&e)
+	}
+	return e.b
+}
+
+func decodeImported(b []byte) (*imported, error) {
+	d := decoder{b: b}
+	i := &imported{generation: d.uint(), attempt: d.uint(), scan: d.bytes(), position: d.bytes()}
+	flags := d.byte()
+	i.scanned, i.unequal, i.cleared = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	i.digest.keys, i.digest.answers = decodeSum(&d), decodeSum(&d)
+	return i, d.end()
 }
 
 func decodeShardRecord(b []byte) (shardRecord, error) {
 	d := decoder{b: b}
-	r := shardRecord{state: shardState(d.byte()), generation: d.uint(), incarnation: incarnation(d.uint()), writes: d.uint()}
+	r := shardRecord{state: shardState(d.byte()), generation: d.uint(), incarnation: incarnation(d.uint()), writes: d.uint(),
+		move: migrationID(d.uint()), peer: raft.GroupID(d.uint()), begun: raft.Index(d.uint()), handed: raft.Index(d.uint()), handedTime: d.int(), unverified: d.bool()}
 	return r, d.end()
 }
 

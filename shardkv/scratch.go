@@ -60,12 +60,13 @@ func (s *scratch) newAnswer(results int) *answer {
 }
 
 // effectsOn is what carries out a write of the shard on a batch.
-func (s *scratch) effectsOn(b *statestore.Batch, sh *heldShard, time int64) *effects {
+func (s *scratch) effectsOn(b *statestore.Batch, sh *heldShard, time int64, notes *notes) *effects {
 	s.effects = effects{
 		shardView: shardView{view: batchView{b}, shard: sh.id, inc: sh.incarnation, time: time, key: s.effects.key},
 		batch:     b,
 		held:      sh,
 		spent:     &s.spent,
+		notes:     notes,
 		head:      s.effects.head,
 	}
 	return &s.effects

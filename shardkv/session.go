@@ -222,17 +222,39 @@ func (t *sessions) nextEnd() (int64, bool) {
 	return t.ends[0].endsAt(), true
 }
 
-// endOne removes and returns a session that has ended by time.
-func (t *sessions) endOne(time int64) (sessionID, bool) {
-	if end, any := t.nextEnd(); !any || end > time {
-		return sessionID{}, false
+// ended is a session that has ended by time, nil if there is none.
+func (t *sessions) ended(time int64) (sessionID, *sessionState) {
+	for len(t.ends) > 0 && t.ends[0].endsAt() <= time {
+		if s := t.byID[t.ends[0]]; s != nil {
+			return t.ends[0], s
+		}
+		heap.Pop(&t.ends) // it was removed
 	}
-	id := heap.Pop(&t.ends).(sessionID)
+	return sessionID{}, nil
+}
+
+// remove forgets a session.
+func (t *sessions) remove(id sessionID) {
 	s := t.byID[id]
 	t.drop(s, s.answers())
 	delete(t.byID, id)
 	t.all.sessions--
-	return id, true
+}
+
+// leave no longer counts the table in its group.
+func (t *sessions) leave() { t.join(new(tally)) }
+
+// join counts it in a group.
+func (t *sessions) join(all *tally) {
+	var own tally
+	for _, s := range t.byID {
+		own.sessions++
+		own.answers += len(s.answers())
+		own.bytes += s.bytes
+	}
+	t.all.sessions, t.all.answers, t.all.bytes = t.all.sessions-own.sessions, t.all.answers-own.answers, t.all.bytes-own.bytes
+	t.all = all
+	t.all.sessions, t.all.answers, t.all.bytes = t.all.sessions+own.sessions, t.all.answers+own.answers, t.all.bytes+own.bytes
 }
 
 // endHeap orders sessions by their end, and equal ones by their names, so that
