@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
 )
 
 // answer is what a command left, as the session table records it.
@@ -10,6 +11,7 @@ type answer struct {
 	// and all else is zero.
 	refused  flotillav1.Code
 	message  string
+	movedTo  raft.GroupID // with MOVED: who serves the shard as far as known
 	compared bool
 	results  []result
 	outcome  flotillav1.OutcomeState

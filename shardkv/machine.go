@@ -38,11 +38,14 @@ type Machine struct {
 	notes   notes
 	replica *statestore.Replica
 	exports bool            // some copy is not being added up yet
+	moved   func()          // is called when a move has gone on
 	scan    func(*baseScan) // has a copy added up, beside the machine
 	scratch scratch
 
-	born    atomic.Bool  // as committed
-	nextDue atomic.Int64 // when group time should go on: the next expiry or end of a session; MaxInt64: never
+	born    atomic.Bool            // as committed
+	moves   atomic.Pointer[moving] // as committed
+	inMoves bool                   // some shard is in one, or was by the last look
+	nextDue atomic.Int64           // when group time should go on: the next expiry or end of a session; MaxInt64: never
 }
 
 var _ multiraft.StateMachine = (*Machine)(nil)
@@ -54,9 +57,11 @@ func NewMachine(group raft.GroupID) *Machine {
 		shards: make(map[shardmap.ShardID]*heldShard),
 		due:    math.MaxInt64,
 		ends:   math.MaxInt64,
+		moved:  func() {},
 		scan:   func(s *baseScan) { _ = s.run() },
 	}
 	m.nextDue.Store(math.MaxInt64)
+	m.moves.Store(new(moving))
 	return m
 }
 
@@ -89,6 +94,7 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 	if err := m.countExports(); err != nil {
 		return fmt.Errorf("group %d: exports: %w", m.group, err)
 	}
+	m.inMoves = true
 	m.publish()
 	return nil
 }
@@ -228,6 +234,9 @@ func (m *Machine) publish() {
 		due += expiryStep - rest
 	}
 	m.nextDue.Store(min(due, m.ends))
+	if m.inMoves {
+		m.showMoves()
+	}
 }
 
 // Committed publishes; see multiraft.StateMachine.
@@ -309,6 +318,7 @@ func (m *Machine) applyCommand(b *statestore.Batch, c command) (*answer, error) 
 	case *birth:
 		return m.applyBirth(c), nil
 	case *move:
+		m.inMoves = true
 		return m.applyMove(b, c)
 	default: // timeOnly: the stamp was its effect
 		return new(answer), nil
@@ -347,10 +357,20 @@ func (m *Machine) owned(shard shardmap.ShardID) (*heldShard, *answer) {
 		return nil, refusal(flotillav1.Code_UNAVAILABLE, "the group does not know its shards yet")
 	}
 	sh := m.shards[shard]
-	if sh == nil || !sh.state.serves() {
-		return nil, refusal(flotillav1.Code_MOVED, fmt.Sprintf("group %d does not serve shard %d", m.group, shard))
+	switch {
+	case sh == nil:
+		return nil, notServed(m.group, shard, shardRecord{})
+	case !sh.state.serves():
+		return nil, notServed(m.group, shard, sh.shardRecord)
 	}
 	return sh, nil
+}
+
+// notServed says who serves a shard that this group does not.
+func notServed(group raft.GroupID, shard shardmap.ShardID, record shardRecord) *answer {
+	a := refusal(flotillav1.Code_MOVED, fmt.Sprintf("group %d does not serve shard %d", group, shard))
+	a.movedTo = record.peer
+	return a
 }
 
 // applyWrite carries out a write, unless its number has been answered before.

@@ -34,6 +34,7 @@ const (
 	moveRefuse       moveKind = 14
 	moveDropImport   moveKind = 15
 	moveVerified     moveKind = 16
+	moveCancelImport moveKind = 17
 )
 
 // move is an entry of a move. Each names the shard, the migration and what it
@@ -197,9 +198,12 @@ func (m *Machine) applyMove(b *statestore.Batch, c *move) (*answer, error) {
 	case moveActivate:
 		return m.activate(c, sh), nil
 	case moveRefuse:
-		m.giveUpImport(b, sh, c.generation+1)
+		m.refuseImport(b, c, sh)
+	case moveCancelImport:
+		sh.in.cancelled = true
+		m.saveImport(sh)
 	default: // moveDropImport
-		m.giveUpImport(b, sh, sh.generation)
+		m.dropImport(b, sh)
 	}
 	return new(answer), nil
 }
@@ -352,7 +356,7 @@ func (m *Machine) takeIn(b *statestore.Batch, c *move, sh *heldShard) (*answer, 
 	if c.kind == moveRound {
 		stands = &in.position
 	}
-	if in.scanned != (c.kind == moveRound) || !bytes.Equal(*stands, c.from) {
+	if in.refused || in.scanned != (c.kind == moveRound) || !bytes.Equal(*stands, c.from) {
 		return refused("shard %d stands elsewhere", sh.id), nil
 	}
 	for i := range c.items {
@@ -522,7 +526,7 @@ func (m *Machine) clearImported(b *statestore.Batch, sh *heldShard, s span) erro
 // activate serves the shard, if the copy is what was handed off.
 func (m *Machine) activate(c *move, sh *heldShard) *answer {
 	in := sh.in
-	if !in.scanned || !bytes.Equal(in.position, c.to) {
+	if !in.scanned || in.refused || !bytes.Equal(in.position, c.to) {
 		return refused("shard %d stands elsewhere", sh.id)
 	}
 	if in.digest != c.digest {
@@ -537,13 +541,22 @@ func (m *Machine) activate(c *move, sh *heldShard) *answer {
 	return new(answer)
 }
 
-// giveUpImport ends an import; the group serves no generation up to the one
-// given.
-func (m *Machine) giveUpImport(b *statestore.Batch, sh *heldShard, generation uint64) {
+// refuseImport: the group will never serve the generation. The source may take
+// the shard back, and when it has the import is dropped.
+func (m *Machine) refuseImport(b *statestore.Batch, c *move, sh *heldShard) {
+	m.deleteCopy(b, sh)
+	sh.in.refused = true
+	sh.generation = max(sh.generation, c.generation+1)
+	m.save(sh)
+	m.saveImport(sh)
+}
+
+// dropImport forgets an import that the source has ended.
+func (m *Machine) dropImport(b *statestore.Batch, sh *heldShard) {
 	m.deleteCopy(b, sh)
 	b.Delete(importKey(sh.id))
 	sh.in = nil
-	sh.state, sh.generation = shardAbsent, max(sh.generation, generation)
+	sh.state = shardAbsent
 	m.save(sh)
 }
 

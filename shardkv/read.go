@@ -3,7 +3,6 @@ package shardkv
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -141,7 +140,7 @@ func (r *readyRead) evaluate(view *statestore.View, state groupRecord) (a *answe
 	case !state.born:
 		return refusal(flotillav1.Code_UNAVAILABLE, "the group does not know its shards yet"), 0, nil
 	case !record.state.serves():
-		return refusal(flotillav1.Code_MOVED, fmt.Sprintf("group %d does not serve shard %d", r.group.id, r.shard)), 0, nil
+		return notServed(r.group.id, r.shard, record), 0, nil
 	}
 	v := shardView{view: snapshotView{view}, shard: r.shard, inc: record.incarnation, time: state.time}
 	note := func(expires int64) {

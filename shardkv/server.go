@@ -46,7 +46,11 @@ type Options struct {
 	// HasQuorum tells whether a majority of the group is on nodes that are
 	// heard of. It is asked only when a request fails.
 	HasQuorum func(raft.GroupID) bool
-	Logger    *slog.Logger
+	// Pull asks the leader of a group, wherever it is, for its part of a move.
+	// done is called once, from any goroutine; nil: nothing was heard. It may be
+	// nil: then no shard comes to the groups of this node.
+	Pull   func(q *flotillav1.PullRequest, done func(*flotillav1.PullResponse))
+	Logger *slog.Logger
 	// Manual: no goroutines; the caller drives with RunOnce.
 	Manual bool
 }
@@ -63,11 +67,14 @@ const (
 // service), and in process through Submit.
 type Server struct {
 	flotillav1.UnimplementedKVServer
+	flotillav1.UnimplementedMigrationServer
 
 	options Options
 	logger  *slog.Logger
 	wheel   *wheel
 	reads   *readQueue
+	movers  *movers
+	scans   *scans
 
 	host   atomic.Pointer[Host]
 	groups sync.Map // raft.GroupID -> *group
@@ -86,6 +93,7 @@ type group struct {
 	replica *statestore.Replica
 	timing  atomic.Bool // an entry for the sake of time is under way
 	counts  counts
+	parking parking
 }
 
 // NewServer starts a server without groups; the host adds them through
@@ -99,12 +107,15 @@ func NewServer(options Options) *Server {
 	s := &Server{options: options, logger: options.Logger}
 	s.wheel = newWheel(s.expired)
 	s.reads = newReadQueue()
+	s.movers, s.scans = newMovers(), newScans()
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if options.Manual {
 		return s
 	}
 	s.running.Go(func() { s.wheel.run(s.ctx) })
 	s.running.Go(func() { s.keepTime(s.ctx) })
+	s.running.Go(func() { s.driveMoves(s.ctx) })
+	s.running.Go(func() { s.runScans(s.ctx) })
 	for range readers {
 		s.running.Go(func() { s.reads.run(s.ctx, s.answerReads) })
 	}
@@ -128,6 +139,7 @@ func (s *Server) RunOnce(now time.Time) {
 		s.kept = now
 		s.keepTimeOnce()
 	}
+	s.driveOnce(now)
 }
 
 // Attach gives the server its host.
@@ -151,6 +163,10 @@ func stopping() *flotillav1.Response {
 func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) multiraft.StateMachine {
 	return func(r *statestore.Replica) multiraft.StateMachine {
 		g := &group{id: id, machine: NewMachine(id), replica: r}
+		g.machine.moved = func() { signal(s.movers.wake) }
+		if !s.options.Manual {
+			g.machine.scan = s.scans.push
+		}
 		s.groups.Store(id, g)
 		return g.machine
 	}
@@ -252,13 +268,19 @@ func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response), 
 	}
 	c.group, c.changes = g.id, r.ask != nil || r.write != nil
 	s.wheel.add(c, serverTimeout(q.GetTimeoutMs()))
+	if len(g.machine.movesNow().imports) == 0 || !s.park(g, c, r.shard, r.bytes, func() { s.carryOut(*host, g, c, r, q) }) {
+		s.carryOut(*host, g, c, r, q)
+	}
+}
+
+func (s *Server) carryOut(host Host, g *group, c *call, r request, q *flotillav1.Request) {
 	switch {
 	case r.ask != nil:
-		s.propose(*host, g, c, r.ask)
+		s.propose(host, g, c, r.ask)
 	case r.write != nil:
-		s.propose(*host, g, c, r.write)
+		s.propose(host, g, c, r.write)
 	default:
-		s.read(*host, g, c, r.read.own(), r.shard, q)
+		s.read(host, g, c, r.read.own(), r.shard, q)
 	}
 }
 

@@ -103,6 +103,7 @@ func (panics) Fatalf(format string, args ...any) {
 // and 1 of 4.
 type bench struct {
 	*testing.T
+	id     raft.GroupID
 	host   *fakeHost
 	server *Server
 	quorum bool
@@ -112,29 +113,43 @@ type bench struct {
 func serve(t *testing.T, test func(t *testing.T, b *bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		b := &bench{T: t, quorum: true}
-		b.server = NewServer(Options{
-			ClusterID: func() string { return "cluster" },
-			Self:      func() raft.NodeID { return self },
-			Shards:    func() int { return 4 },
-			Address:   func(id raft.NodeID) string { return fmt.Sprintf("node%d:7000", id) },
-			HasQuorum: func(raft.GroupID) bool { return b.quorum },
-		})
+		b := newBench(t, rigGroup, nil)
 		defer b.server.Close()
-		store := statestore.OpenModel(statestore.NewModel(), nil)
-		r := &rig{store: store, replica: store.Replica(raft.ReplicaKey{Group: rigGroup, Replica: 1})}
-		r.machine = b.server.NewStateMachine(rigGroup)(r.replica).(*Machine)
-		if err := r.machine.Restored(r.replica); err != nil {
-			t.Fatal(err)
-		}
-		b.host = &fakeHost{rig: r, leader: self}
-		b.server.Attach(b.host)
-		b.server.Birth(rigGroup, []shardmap.ShardID{0, 1}, 1, func(err error) {
-			if err != nil {
-				t.Fatal(err)
-			}
-		})
+		b.born(0, 1)
 		test(t, b)
+	})
+}
+
+// newBench is a server whose group does not know its shards yet.
+func newBench(t *testing.T, id raft.GroupID, pull func(*flotillav1.PullRequest, func(*flotillav1.PullResponse))) *bench {
+	t.Helper()
+	b := &bench{T: t, id: id, quorum: true}
+	b.server = NewServer(Options{
+		Pull:      pull,
+		ClusterID: func() string { return "cluster" },
+		Self:      func() raft.NodeID { return self },
+		Shards:    func() int { return 4 },
+		Address:   func(id raft.NodeID) string { return fmt.Sprintf("node%d:7000", id) },
+		HasQuorum: func(raft.GroupID) bool { return b.quorum },
+	})
+	store := statestore.OpenModel(statestore.NewModel(), nil)
+	r := &rig{store: store, replica: store.Replica(raft.ReplicaKey{Group: rigGroup, Replica: 1})}
+	r.machine = b.server.NewStateMachine(id)(r.replica).(*Machine)
+	if err := r.machine.Restored(r.replica); err != nil {
+		t.Fatal(err)
+	}
+	b.host = &fakeHost{rig: r, leader: self}
+	b.server.Attach(b.host)
+	return b
+}
+
+// born gives the group its shards.
+func (b *bench) born(shards ...shardmap.ShardID) {
+	b.Helper()
+	b.server.Birth(b.id, shards, 1, func(err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
 	})
 }
 

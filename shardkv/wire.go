@@ -17,6 +17,7 @@ type request struct {
 	write *write   // nil: it only reads
 	ask   *outcome // set: nothing else is
 	read  readRequest
+	bytes int // of keys and values
 }
 
 // readRequest is what a read looks at.
@@ -68,6 +69,7 @@ func fromWire(q *flotillav1.Request, shards int) (request, error) {
 	if c.err != nil {
 		return request{}, c.err
 	}
+	r.bytes = c.bytes
 	if !c.writes {
 		r.read = readRequest{compares: compares, ops: ops, otherwise: otherwise}
 		return r, nil
@@ -246,6 +248,7 @@ func (a *answer) toWire(id uint64) *flotillav1.Response {
 		}
 	}
 	r.Id, r.Code, r.Message, r.Compared, r.Outcome, r.Replayed = id, a.refused, a.message, a.compared, a.outcome, a.replayed
+	r.Group = uint64(a.movedTo)
 	return r
 }
 

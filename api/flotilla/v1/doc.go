@@ -3,4 +3,4 @@
 // is generated from them.
 package flotillav1
 
-//go:generate go run github.com/flotilla-kv/flotilla/internal/protogen ../.. flotilla/v1/kv.proto flotilla/v1/raft.proto flotilla/v1/cluster.proto
+//go:generate go run github.com/flotilla-kv/flotilla/internal/protogen ../.. flotilla/v1/kv.proto flotilla/v1/raft.proto flotilla/v1/cluster.proto flotilla/v1/migration.proto

@@ -1,0 +1,169 @@
+package shardkv
+
+import (
+	"bytes"
+	"time"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// attemptsMax is how often a copy that differs from what was handed off is made
+// anew before the target refuses the shard.
+const attemptsMax = 3
+
+// Waits after a question or an entry came to nothing.
+const (
+	moveWaitMin = 10 * time.Millisecond
+	moveWaitMax = time.Second
+)
+
+// mover drives one import at the leader of its target: a pure step machine.
+// What it knows beside what is applied is only what it has just heard; lost with
+// the leadership, that is asked for again.
+type mover struct {
+	waits    bool      // for an answer, or for entries
+	retry    time.Time // nothing before
+	failures int       // in a row
+	heard    *heardPage
+	// cancelRefused: the source has handed the shard off before it heard of the
+	// wish to cancel.
+	cancelRefused bool
+	ended         bool // the source says that the move is no more
+	idle          bool // what was touched is taken in but for little: hand off
+}
+
+// heardPage is a page of the source that has not been proposed yet.
+type heardPage struct {
+	from []byte
+	want flotillav1.PullRequest_Want
+	*flotillav1.PullResponse
+}
+
+// turn is what to do next: ask the source, or propose entries, or nothing yet.
+func (v *mover) turn(now time.Time, x *importStatus) (ask *flotillav1.PullRequest, entries []*move) {
+	if v.waits || now.Before(v.retry) || x.record.state != shardImporting {
+		return nil, nil
+	}
+	in := &x.in
+	switch {
+	case v.ended:
+		return nil, v.propose(x.step(moveDropImport))
+	case in.refused:
+		return v.ask(x, flotillav1.PullRequest_WANT_TAKE_BACK, nil), nil
+	case in.cancelled && !v.cancelRefused:
+		return v.ask(x, flotillav1.PullRequest_WANT_CANCEL, nil), nil
+	case in.unequal && in.attempt < attemptsMax:
+		again := x.step(moveBeginImport)
+		again.attempt++
+		return nil, v.propose(again)
+	case in.unequal:
+		return nil, v.propose(x.step(moveRefuse))
+	}
+	if h := v.heard; h != nil {
+		v.heard = nil
+		if entries := h.entries(x); entries != nil {
+			return nil, v.propose(entries...)
+		}
+	}
+	switch {
+	case !in.scanned:
+		return v.ask(x, flotillav1.PullRequest_WANT_SCAN, in.scan), nil
+	case v.idle:
+		return v.ask(x, flotillav1.PullRequest_WANT_HAND_OFF, in.position), nil
+	}
+	return v.ask(x, flotillav1.PullRequest_WANT_TOUCHED, in.position), nil
+}
+
+// entries take a page in; nil: it does not fit where the import stands, or
+// brings nothing.
+func (h *heardPage) entries(x *importStatus) (entries []*move) {
+	in := &x.in
+	page := func(kind moveKind) *move {
+		c := x.step(kind)
+		c.from, c.to, c.begun, c.items = h.from, h.GetTo(), h.GetBegun(), itemsFromWire(h.GetItems())
+		return c
+	}
+	if h.want == flotillav1.PullRequest_WANT_SCAN {
+		if in.scanned || !bytes.Equal(in.scan, h.from) {
+			return nil
+		}
+		c := page(moveChunk)
+		c.done = h.GetDone()
+		return []*move{c}
+	}
+	if !in.scanned || !bytes.Equal(in.position, h.from) {
+		return nil
+	}
+	if !bytes.Equal(h.GetTo(), h.from) {
+		entries = append(entries, page(moveRound))
+	}
+	if handed := h.GetHanded(); handed != nil && h.GetDone() {
+		c := x.step(moveActivate)
+		c.to, c.time, c.writes = h.GetTo(), handed.GetTime(), handed.GetWrites()
+		c.digest = copyDigest{keys: sumFromWire(handed.GetKeys()), answers: sumFromWire(handed.GetAnswers())}
+		entries = append(entries, c)
+	}
+	return entries
+}
+
+func (v *mover) propose(entries ...*move) []*move {
+	v.waits = true
+	return entries
+}
+
+func (v *mover) ask(x *importStatus, want flotillav1.PullRequest_Want, from []byte) *flotillav1.PullRequest {
+	v.waits = true
+	return &flotillav1.PullRequest{Group: uint64(x.source()), Shard: uint64(x.shard), Migration: uint64(x.record.move), Generation: x.in.generation, Want: want, From: from}
+}
+
+// answered takes in what the source says to q; nil: nothing was heard.
+func (v *mover) answered(now time.Time, q *flotillav1.PullRequest, r *flotillav1.PullResponse) {
+	v.waits = false
+	page := q.GetWant() == flotillav1.PullRequest_WANT_SCAN || q.GetWant() == flotillav1.PullRequest_WANT_TOUCHED || q.GetWant() == flotillav1.PullRequest_WANT_HAND_OFF
+	switch {
+	case r == nil || page && r.GetCode() == flotillav1.Code_OK && r.GetChecksum() != itemsChecksum(r.GetItems()):
+		v.failed(now)
+	case q.GetWant() == flotillav1.PullRequest_WANT_CANCEL && r.GetCode() == flotillav1.Code_INVALID:
+		v.cancelRefused = true
+	case r.GetCode() == flotillav1.Code_INVALID:
+		v.ended = true
+	case r.GetCode() != flotillav1.Code_OK:
+		v.failed(now)
+	case !page:
+		v.ended = true // cancelled, or taken back
+	default:
+		v.failures = 0
+		v.heard = &heardPage{from: q.GetFrom(), want: q.GetWant(), PullResponse: r}
+		v.idle = q.GetWant() != flotillav1.PullRequest_WANT_SCAN && r.GetDone()
+		if v.idle && bytes.Equal(r.GetTo(), q.GetFrom()) && r.GetHanded() == nil && q.GetWant() == flotillav1.PullRequest_WANT_HAND_OFF {
+			v.failed(now) // it is not ready to hand off
+		}
+	}
+}
+
+// proposed takes in what became of entries: whether all of them were applied as
+// they were meant.
+func (v *mover) proposed(now time.Time, applied bool) {
+	v.waits = false
+	if !applied {
+		v.failed(now)
+	} else {
+		v.failures = 0
+	}
+}
+
+func (v *mover) failed(now time.Time) {
+	v.retry = now.Add(min(moveWaitMin<<min(v.failures, 10), moveWaitMax))
+	v.failures++
+}
+
+func groupID(id uint64) raft.GroupID { return raft.GroupID(id) }
+
+// moverKey names an import of this node.
+type moverKey struct {
+	group raft.GroupID
+	shard shardmap.ShardID
+	move  migrationID
+}

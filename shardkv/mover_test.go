@@ -1,0 +1,274 @@
+package shardkv
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+const otherGroup = rigGroup + 1
+
+// twoGroups are the servers of two groups that reach each other.
+type twoGroups struct {
+	*testing.T
+	byID  map[raft.GroupID]*bench
+	pulls sync.WaitGroup
+
+	mu    sync.Mutex                                                          // guards what follows
+	spoil func(*flotillav1.PullRequest, *flotillav1.PullResponse) (lost bool) // what befalls an answer
+}
+
+func serveTwo(t *testing.T, test func(w *twoGroups, a, b *bench)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &twoGroups{T: t}
+		a, b := newBench(t, rigGroup, w.pull), newBench(t, otherGroup, w.pull)
+		w.byID = map[raft.GroupID]*bench{rigGroup: a, otherGroup: b}
+		defer w.pulls.Wait()
+		defer a.server.Close()
+		defer b.server.Close()
+		a.born(0, 1)
+		b.born()
+		test(w, a, b)
+	})
+}
+
+// pull asks the other group, some milliseconds away.
+func (w *twoGroups) pull(q *flotillav1.PullRequest, done func(*flotillav1.PullResponse)) {
+	w.pulls.Go(func() {
+		time.Sleep(time.Millisecond)
+		r, err := w.byID[raft.GroupID(q.GetGroup())].server.Pull(context.Background(), q)
+		w.mu.Lock()
+		spoil := w.spoil
+		w.mu.Unlock()
+		if err != nil || spoil != nil && spoil(q, r) {
+			r = nil
+		}
+		time.Sleep(time.Millisecond)
+		done(r)
+	})
+}
+
+func (w *twoGroups) spoils(how func(*flotillav1.PullRequest, *flotillav1.PullResponse) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.spoil = how
+}
+
+// begin has a shard move to a group.
+func (w *twoGroups) begin(to *bench, from raft.GroupID, shard shardmap.ShardID, id migrationID, generation uint64) {
+	w.Helper()
+	c := &move{kind: moveBeginImport, shard: shard, id: id, generation: generation, attempt: 1, peer: from}
+	if res, _ := to.host.commit(encodeCommand(c)); res.Err != nil || res.Value.(*answer).refused != flotillav1.Code_OK {
+		w.Fatalf("the import was refused: %+v", res)
+	}
+}
+
+func (b *bench) shard(id shardmap.ShardID) shardRecord {
+	b.host.mu.Lock()
+	defer b.host.mu.Unlock()
+	if sh := b.host.rig.machine.shards[id]; sh != nil {
+		return sh.shardRecord
+	}
+	return shardRecord{}
+}
+
+func (w *twoGroups) until(what string, done func() bool) {
+	w.Helper()
+	for range 3000 {
+		if done() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.Fatalf("never: %s", what)
+}
+
+// caller increments a key wherever its shard is, retrying under the same number.
+func (w *twoGroups) caller(client uint64, key string, stop <-chan struct{}) (acked int) {
+	at := rigGroup
+	for seq := uint64(1); ; seq++ {
+		for {
+			select {
+			case <-stop:
+				return acked
+			default:
+			}
+			q := &flotillav1.Request{Id: seq, Group: uint64(at), TimeoutMs: 1000, Session: &flotillav1.Session{ClientId: client, BirthMs: epochNow, Seq: seq, Lowest: seq}, Ops: []*flotillav1.Op{wireIncr(key)}}
+			r, err := w.byID[at].server.Do(context.Background(), q)
+			time.Sleep(time.Duration(rand.IntN(3)) * time.Millisecond)
+			switch {
+			case err == nil && r.GetCode() == flotillav1.Code_MOVED && r.GetGroup() != uint64(rigGroup+otherGroup-at):
+				w.Errorf("group %d says that the shard is at group %d", at, r.GetGroup())
+				return acked
+			case err != nil || r.GetCode() == flotillav1.Code_MOVED:
+				at = rigGroup + otherGroup - at
+				continue
+			case r.GetCode() == flotillav1.Code_BUSY:
+				continue
+			}
+			if r.GetCode() != flotillav1.Code_OK {
+				w.Errorf("an increment was answered %v %s", r.GetCode(), r.GetMessage())
+				return acked
+			}
+			acked++
+			break
+		}
+	}
+}
+
+func wireIncr(key string) *flotillav1.Op {
+	return &flotillav1.Op{Op: &flotillav1.Op_Incr{Incr: &flotillav1.Incr{Key: []byte(key), By: 1}}}
+}
+
+// epochNow is when a bubble begins.
+var epochNow = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
+
+// TestAShardMovesUnderItsWriters: back and forth while clients count; no
+// increment is lost, none counts twice.
+func TestAShardMovesUnderItsWriters(t *testing.T) {
+	for _, x := range []struct {
+		name  string
+		spoil func(*flotillav1.PullRequest, *flotillav1.PullResponse) bool
+	}{
+		{"quiet", nil},
+		{"answers are lost", func(*flotillav1.PullRequest, *flotillav1.PullResponse) bool { return rand.IntN(3) == 0 }},
+		{"a byte is flipped", func(_ *flotillav1.PullRequest, r *flotillav1.PullResponse) bool {
+			if len(r.GetItems()) > 0 && len(r.Items[0].Stored) > 0 && rand.IntN(2) == 0 {
+				r.Items[0].Stored[0] ^= 1
+			}
+			return false
+		}},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			serveTwo(t, func(w *twoGroups, a, b *bench) {
+				key := keyIn(0)
+				for i := range 300 {
+					if k := fmt.Sprint("fill", i); shardmap.Shard([]byte(k), 4) == 0 {
+						a.want(a.do(ask(wirePut(k, "v"))), flotillav1.Code_OK)
+					}
+				}
+				w.spoils(x.spoil)
+				stop := make(chan struct{})
+				acked := make(chan int)
+				const callers = 5
+				for i := range callers {
+					go func() { acked <- w.caller(uint64(i+1), key, stop) }()
+				}
+				for id := migrationID(1); id <= 4; id++ {
+					from, to := a, b
+					if id%2 == 0 {
+						from, to = b, a
+					}
+					w.begin(to, from.id, 0, id, uint64(id))
+					w.until("it is served at the target", func() bool { return to.shard(0).state == shardOwned })
+					time.Sleep(50 * time.Millisecond)
+					verify := &move{kind: moveVerified, shard: 0, id: id, generation: uint64(id)}
+					to.host.commit(encodeCommand(verify))
+					verify.kind = moveDeleteCopy
+					from.host.commit(encodeCommand(verify))
+				}
+				close(stop)
+				sum := 0
+				for range callers {
+					sum += <-acked
+				}
+				n := a.want(a.do(ask(wireIncr(key))), flotillav1.Code_OK).Results[0].Number
+				if int(n) != sum+1 || sum == 0 {
+					t.Fatalf("%d increments were acknowledged, the key counts %d before the last", sum, n-1)
+				}
+			})
+		})
+	}
+}
+
+// TestADamageThatPassesTheChecksumIsNotServed: the copy is made anew, and after
+// the third time the source serves again.
+func TestADamageThatPassesTheChecksumIsNotServed(t *testing.T) {
+	for _, x := range []struct {
+		name    string
+		damaged int // attempts
+		serves  raft.GroupID
+	}{{"once", 1, otherGroup}, {"always", attemptsMax, rigGroup}} {
+		t.Run(x.name, func(t *testing.T) {
+			serveTwo(t, func(w *twoGroups, a, b *bench) {
+				a.want(a.do(ask(wirePut(keyIn(0), "v"))), flotillav1.Code_OK)
+				left := x.damaged
+				w.spoils(func(q *flotillav1.PullRequest, r *flotillav1.PullResponse) bool {
+					if q.Want == flotillav1.PullRequest_WANT_SCAN && len(r.GetItems()) > 0 && left > 0 {
+						left--
+						r.Items[0].Stored[recordHead] ^= 1
+						r.Checksum = itemsChecksum(r.Items)
+					}
+					return false
+				})
+				w.begin(b, rigGroup, 0, 1, 1)
+				w.until("one of them serves", func() bool {
+					return w.byID[x.serves].shard(0).state == shardOwned && w.byID[rigGroup+otherGroup-x.serves].shard(0).state != shardImporting
+				})
+				q := ask(wireGet(keyIn(0)))
+				q.Group = uint64(x.serves)
+				bench := w.byID[x.serves]
+				if r := bench.want(bench.do(q), flotillav1.Code_OK); string(r.Results[0].Value) != "v" {
+					t.Fatalf("served %q", r.Results[0].Value)
+				}
+				if g := bench.shard(0).generation; g != uint64(map[raft.GroupID]int{otherGroup: 2, rigGroup: 3}[x.serves]) {
+					t.Fatalf("served at generation %d", g)
+				}
+			})
+		})
+	}
+}
+
+// TestACancelledMoveStays: the wish wins if it comes before the hand-off.
+func TestACancelledMoveStays(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		a.want(a.do(ask(wirePut(keyIn(0), "v"))), flotillav1.Code_OK)
+		w.spoils(func(q *flotillav1.PullRequest, _ *flotillav1.PullResponse) bool {
+			return q.Want == flotillav1.PullRequest_WANT_HAND_OFF || q.Want == flotillav1.PullRequest_WANT_TOUCHED
+		})
+		w.begin(b, rigGroup, 0, 1, 1)
+		time.Sleep(100 * time.Millisecond)
+		cancel := &move{kind: moveCancelImport, shard: 0, id: 1, generation: 1, attempt: 1}
+		b.host.commit(encodeCommand(cancel))
+		w.until("the import is gone", func() bool { return b.shard(0).state == shardAbsent })
+		if r := a.shard(0); r.state != shardOwned || r.generation != 1 {
+			t.Fatalf("the source is %+v", r)
+		}
+		a.want(a.do(ask(wirePut(keyIn(0), "w"))), flotillav1.Code_OK)
+	})
+}
+
+// TestWhoComesEarlyWaits: a request that comes to the target before it serves is
+// answered when it does, and told to come again if that takes too long.
+func TestWhoComesEarlyWaits(t *testing.T) {
+	for _, x := range []struct {
+		name   string
+		closed time.Duration // for how long the source hands nothing off
+		code   flotillav1.Code
+	}{{"soon", parkFor / 2, flotillav1.Code_OK}, {"late", 3 * parkFor, flotillav1.Code_BUSY}} {
+		t.Run(x.name, func(t *testing.T) {
+			serveTwo(t, func(w *twoGroups, a, b *bench) {
+				a.want(a.do(ask(wirePut(keyIn(0), "v"))), flotillav1.Code_OK)
+				open := time.Now().Add(x.closed)
+				w.spoils(func(q *flotillav1.PullRequest, _ *flotillav1.PullResponse) bool {
+					return q.Want == flotillav1.PullRequest_WANT_TOUCHED && time.Now().Before(open)
+				})
+				w.begin(b, rigGroup, 0, 1, 1)
+				for _, op := range []*flotillav1.Op{wireGet(keyIn(0)), wirePut(keyIn(0), "w")} {
+					q := ask(op)
+					q.Group, q.TimeoutMs = uint64(otherGroup), 5000
+					b.want(b.do(q), x.code)
+				}
+			})
+		})
+	}
+}
