@@ -275,7 +275,7 @@ func decodeCommand(b []byte, w *write) (command, error) {
 	case commandOutcome:
 		c = &outcome{shard: shardmap.ShardID(d.uint()), id: decodeSessionID(&d), seq: d.uint()}
 	default:
-		if moveKind(kind) < moveBeginExport || moveKind(kind) > moveCancelImport {
+		if moveKind(kind) < moveBeginExport || moveKind(kind) > moveDiffers {
 			return nil, fmt.Errorf("unknown command %d", kind)
 		}
 		c = decodeMove(&d, moveKind(kind))

@@ -28,7 +28,7 @@
 //
 //	source  owned ─beginExport─▶ exporting ─handOff─▶ handed-off ─deleteCopy─▶ absent
 //	             ◀─cancelExport─            ◀──────takeBack────── (to owned)
-//	target  absent ─beginImport─▶ importing ─chunk*─round*─activate─▶ owned, not verified ─verified─▶ owned
+//	target  absent ─beginImport─▶ importing ─chunk*─round*─activate─▶ owned, not verified ─verified, done─▶ owned
 //	             ◀─dropImport, refuse─
 //
 // From beginExport on the source notes what each entry touches: positions in
@@ -106,7 +106,7 @@
 // bytes are a uv length and so many bytes; other numbers are big-endian.
 //
 //	version  1   1
-//	kind     1   1 write, 2 birth, 3 time, 4 outcome, 5 to 17 entries of a move
+//	kind     1   1 write, 2 birth, 3 time, 4 outcome, 5 to 19 entries of a move
 //
 //	write    shard uv | client 8 | birth v | seq uv | lowest uv (seq 0: not numbered)
 //	         | compares | ops | otherwise, each a uv count and so many of
@@ -128,7 +128,7 @@
 //	outcome  shard uv | client 8 | birth v | seq uv
 //	move     shard uv | migration uv | generation uv | attempt uv | other group uv, and then
 //	         5 beginExport, 6 handOff, 7 cancelExport, 8 takeBack, 9 deleteCopy,
-//	         10 beginImport, 14 refuse, 15 dropImport, 16 verified, 17 cancelImport: nothing
+//	         10 beginImport, 14 refuse, 15 dropImport, 16 verified, 17 cancelImport, 18 done, 19 differs: nothing
 //	         11 chunk, 12 round: from bytes | to bytes | rounds begin at bytes | last 1 | items
 //	         13 activate: to bytes | time v | writes uv | digest
 //	item     kind 1 ('k' key, 'a' answer, 'S' session, 'C' cleared span) | name bytes | there 1 | stored bytes (if there)
@@ -145,7 +145,7 @@
 //	                                                  | time of that v | not verified 1
 //	'i' shard 4                                       an import until it is verified: generation uv | attempt uv
 //	                                                  | scan bytes | position bytes | flags 1 (1 scanned, 2 unequal, 4 cleared, 8 refused,
-//	                                                  | 16 to be cancelled) | digest
+//	                                                  | 16 to be cancelled, 32 verified) | writes at HandOff uv | digest
 //	'u' shard 4 | incarnation 8 | index 8 | ordinal 4 touched by that entry: kind of item 1 | name
 //	'd' shard 4 | incarnation 8 | key                 (empty) deleted since Activate
 //	'k' shard 4 | incarnation 8 | key                 a key: version 8 | expiry 8 (unix ms, 0 never) | value

@@ -95,8 +95,9 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 		return fmt.Errorf("group %d: exports: %w", m.group, err)
 	}
 	m.inMoves = true
-	m.publish()
-	return nil
+	applied, _, _, err := view.Applied()
+	m.publish(applied)
+	return err
 }
 
 func (m *Machine) restoreShards(view *statestore.View) error {
@@ -112,21 +113,33 @@ func (m *Machine) restoreShards(view *statestore.View) error {
 		if sh.state == shardExporting || sh.state == shardHandedOff {
 			sh.export = new(export)
 		}
-		if sh.state != shardImporting && !sh.unverified {
-			continue
-		}
-		b, ok, err := view.Get(importKey(sh.id))
-		if err == nil && !ok {
-			err = fmt.Errorf("%w: shard %d is %s, and how far is not there", errMalformed, sh.id, sh.describe())
-		}
-		if err == nil {
-			sh.in, err = decodeImported(bytes.Clone(b))
-		}
-		if err != nil {
-			return err
+	}
+	if err := m.restoreImports(view); err != nil {
+		return err
+	}
+	for _, sh := range m.order {
+		if sh.in == nil && (sh.state == shardImporting || sh.unverified) {
+			return fmt.Errorf("%w: shard %d is %s, and how far is not there", errMalformed, sh.id, sh.describe())
 		}
 	}
 	return nil
+}
+
+func (m *Machine) restoreImports(view *statestore.View) error {
+	it := view.NewIter([]byte{kindImport}, []byte{kindImport + 1})
+	for ok := it.First(); ok; ok = it.Next() {
+		in, err := decodeImported(bytes.Clone(it.Value()))
+		var sh *heldShard
+		if len(it.Key()) == kindBytes+shardBytes {
+			sh = m.shards[shardmap.ShardID(binary.BigEndian.Uint32(it.Key()[kindBytes:]))]
+		}
+		if err != nil || sh == nil {
+			it.Close()
+			return errMalformed
+		}
+		sh.in = in
+	}
+	return it.Close()
 }
 
 // hold takes a shard in that the group did not know.
@@ -227,7 +240,7 @@ func (m *Machine) noteEnd(sh *heldShard) {
 }
 
 // publish shows others what was committed.
-func (m *Machine) publish() {
+func (m *Machine) publish(applied raft.Index) {
 	m.born.Store(m.state.born)
 	due := m.due
 	if rest := due % expiryStep; rest != 0 && due < math.MaxInt64-expiryStep {
@@ -235,19 +248,19 @@ func (m *Machine) publish() {
 	}
 	m.nextDue.Store(min(due, m.ends))
 	if m.inMoves {
-		m.showMoves()
+		m.showMoves(applied)
 	}
 }
 
 // Committed publishes; see multiraft.StateMachine.
-func (m *Machine) Committed(raft.Index) {
+func (m *Machine) Committed(applied raft.Index) {
 	if m.exports {
 		m.exports = false
 		if err := m.countExports(); err != nil {
 			m.exports = true // again with the next
 		}
 	}
-	m.publish()
+	m.publish(applied)
 }
 
 // Apply applies one entry; see multiraft.StateMachine. An error means that the

@@ -35,6 +35,8 @@ const (
 	moveDropImport   moveKind = 15
 	moveVerified     moveKind = 16
 	moveCancelImport moveKind = 17
+	moveDone         moveKind = 18 // the source has deleted its copy
+	moveDiffers      moveKind = 19 // what is stored is not what was handed off
 )
 
 // move is an entry of a move. Each names the shard, the migration and what it
@@ -186,7 +188,7 @@ func (m *Machine) applyMove(b *statestore.Batch, c *move) (*answer, error) {
 		return m.deleteHandedOff(b, c, sh), nil
 	case moveBeginImport:
 		return m.beginImport(b, c, sh), nil
-	case moveVerified:
+	case moveVerified, moveDiffers, moveDone:
 		return m.verified(b, c, sh), nil
 	}
 	if why := sh.importsAs(c); why != "" {
@@ -217,7 +219,7 @@ func (m *Machine) beginExport(c *move, sh *heldShard) *answer {
 	switch {
 	case sh.state == shardExporting && sh.move == c.id:
 		return new(answer)
-	case sh.state != shardOwned || sh.unverified:
+	case sh.state != shardOwned || sh.in != nil:
 		return refused("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move)
 	case sh.generation != c.generation || c.id <= sh.move:
 		return refused("shard %d is at generation %d and has seen migration %d", sh.id, sh.generation, sh.move)
@@ -535,6 +537,8 @@ func (m *Machine) activate(c *move, sh *heldShard) *answer {
 		return refused("shard %d is not what group %d handed off: %+v here, %+v there", sh.id, sh.peer, in.digest, c.digest)
 	}
 	m.state.time = max(m.state.time, c.time)
+	in.writes = c.writes
+	m.saveImport(sh)
 	sh.state, sh.generation, sh.writes, sh.unverified = shardOwned, c.generation+1, c.writes, true
 	m.save(sh)
 	m.serve(sh)
@@ -560,16 +564,30 @@ func (m *Machine) dropImport(b *statestore.Batch, sh *heldShard) {
 	m.save(sh)
 }
 
-// verified ends the move at its target: the source may delete its copy.
+// verified ends the move at its target: first the source may delete its copy,
+// then nothing is left of the move. If the copies differ both are kept.
 func (m *Machine) verified(b *statestore.Batch, c *move, sh *heldShard) *answer {
-	if sh.move != c.id || sh.state == shardImporting || sh.state == shardAbsent {
+	if sh.move != c.id || sh.in == nil || sh.state != shardOwned && sh.state != shardExporting {
 		return refused("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move)
 	}
-	if sh.unverified {
-		sh.unverified, sh.in = false, nil
-		b.Delete(importKey(sh.id))
+	switch c.kind {
+	case moveDiffers:
+		sh.in.unequal = true
+		m.saveImport(sh)
+	case moveVerified:
+		if sh.in.unequal {
+			return refused("shard %d is stored otherwise than it was handed off", sh.id)
+		}
+		sh.unverified, sh.in.verified = false, true
 		b.DeleteRange(spaceOf(kindTombstone, sh))
 		m.save(sh)
+		m.saveImport(sh)
+	default: // moveDone
+		if !sh.in.verified {
+			return refused("shard %d is not verified", sh.id)
+		}
+		sh.in = nil
+		b.Delete(importKey(sh.id))
 	}
 	return new(answer)
 }

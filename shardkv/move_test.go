@@ -263,6 +263,7 @@ func (x *migration) finish(t fataler) {
 	}
 	x.must(x.to, t, moveVerified, nil)
 	x.must(x.from, t, moveDeleteCopy, nil)
+	x.must(x.to, t, moveDone, nil)
 	for _, r := range []*rig{x.from, x.to} {
 		r.view(t, func(view *statestore.View) error {
 			for _, kind := range []byte{kindTouch, kindTombstone, kindImport} {

@@ -32,6 +32,21 @@ type mover struct {
 	cancelRefused bool
 	ended         bool // the source says that the move is no more
 	idle          bool // what was touched is taken in but for little: hand off
+
+	// Of the read-back of what is served.
+	serves   bool
+	compared []byte // through here the source's copy was compared
+	allRead  bool
+	sums     bool // what is stored has the digest that it should
+	differs  string
+}
+
+// moverAct is what a mover wants done next: one thing at a time.
+type moverAct struct {
+	ask     *flotillav1.PullRequest
+	entries []*move
+	compare *heardPage // with what is stored
+	addUp   bool       // what is stored
 }
 
 // heardPage is a page of the source that has not been proposed yet.
@@ -42,38 +57,87 @@ type heardPage struct {
 }
 
 // turn is what to do next: ask the source, or propose entries, or nothing yet.
-func (v *mover) turn(now time.Time, x *importStatus) (ask *flotillav1.PullRequest, entries []*move) {
-	if v.waits || now.Before(v.retry) || x.record.state != shardImporting {
-		return nil, nil
+func (v *mover) turn(now time.Time, x *importStatus) moverAct {
+	if v.waits || now.Before(v.retry) {
+		return moverAct{}
+	}
+	if x.record.state != shardImporting {
+		return v.turnServing(x)
 	}
 	in := &x.in
 	switch {
 	case v.ended:
-		return nil, v.propose(x.step(moveDropImport))
+		return v.propose(x.step(moveDropImport))
 	case in.refused:
-		return v.ask(x, flotillav1.PullRequest_WANT_TAKE_BACK, nil), nil
+		return v.ask(x, flotillav1.PullRequest_WANT_TAKE_BACK, nil)
 	case in.cancelled && !v.cancelRefused:
-		return v.ask(x, flotillav1.PullRequest_WANT_CANCEL, nil), nil
+		return v.ask(x, flotillav1.PullRequest_WANT_CANCEL, nil)
 	case in.unequal && in.attempt < attemptsMax:
 		again := x.step(moveBeginImport)
 		again.attempt++
-		return nil, v.propose(again)
+		return v.propose(again)
 	case in.unequal:
-		return nil, v.propose(x.step(moveRefuse))
+		return v.propose(x.step(moveRefuse))
 	}
 	if h := v.heard; h != nil {
 		v.heard = nil
 		if entries := h.entries(x); entries != nil {
-			return nil, v.propose(entries...)
+			return v.propose(entries...)
 		}
 	}
 	switch {
 	case !in.scanned:
-		return v.ask(x, flotillav1.PullRequest_WANT_SCAN, in.scan), nil
+		return v.ask(x, flotillav1.PullRequest_WANT_SCAN, in.scan)
 	case v.idle:
-		return v.ask(x, flotillav1.PullRequest_WANT_HAND_OFF, in.position), nil
+		return v.ask(x, flotillav1.PullRequest_WANT_HAND_OFF, in.position)
 	}
-	return v.ask(x, flotillav1.PullRequest_WANT_TOUCHED, in.position), nil
+	return v.ask(x, flotillav1.PullRequest_WANT_TOUCHED, in.position)
+}
+
+// turnServing reads back what is served, and then has the source's copy deleted.
+func (v *mover) turnServing(x *importStatus) moverAct {
+	if !v.serves {
+		*v = mover{serves: true}
+	}
+	h := v.heard
+	v.heard = nil
+	switch {
+	case v.ended:
+		return v.propose(x.step(moveDone))
+	case x.in.verified:
+		return v.ask(x, flotillav1.PullRequest_WANT_DELETE, nil)
+	case x.in.unequal:
+		return moverAct{} // both copies are kept, until somebody looks
+	case v.differs != "":
+		return v.propose(x.step(moveDiffers))
+	case h != nil:
+		v.waits = true
+		return moverAct{compare: h}
+	case !v.allRead:
+		return v.ask(x, flotillav1.PullRequest_WANT_SCAN, v.compared)
+	case !v.sums:
+		v.waits = true
+		return moverAct{addUp: true}
+	}
+	return v.propose(x.step(moveVerified))
+}
+
+// compares takes in what came of a comparison, or of adding up: in what the
+// copies differ, or that it could not be done now.
+func (v *mover) compares(now time.Time, page *heardPage, differs string, err error) {
+	v.waits = false
+	switch {
+	case err != nil:
+		v.failed(now)
+		return
+	case differs != "":
+		v.differs = differs
+	case page == nil:
+		v.sums = true
+	default:
+		v.compared, v.allRead = page.GetTo(), page.GetDone()
+	}
+	v.failures = 0
 }
 
 // entries take a page in; nil: it does not fit where the import stands, or
@@ -108,14 +172,14 @@ func (h *heardPage) entries(x *importStatus) (entries []*move) {
 	return entries
 }
 
-func (v *mover) propose(entries ...*move) []*move {
+func (v *mover) propose(entries ...*move) moverAct {
 	v.waits = true
-	return entries
+	return moverAct{entries: entries}
 }
 
-func (v *mover) ask(x *importStatus, want flotillav1.PullRequest_Want, from []byte) *flotillav1.PullRequest {
+func (v *mover) ask(x *importStatus, want flotillav1.PullRequest_Want, from []byte) moverAct {
 	v.waits = true
-	return &flotillav1.PullRequest{Group: uint64(x.source()), Shard: uint64(x.shard), Migration: uint64(x.record.move), Generation: x.in.generation, Want: want, From: from}
+	return moverAct{ask: &flotillav1.PullRequest{Group: uint64(x.source()), Shard: uint64(x.shard), Migration: uint64(x.record.move), Generation: x.in.generation, Want: want, From: from}}
 }
 
 // answered takes in what the source says to q; nil: nothing was heard.
@@ -127,7 +191,7 @@ func (v *mover) answered(now time.Time, q *flotillav1.PullRequest, r *flotillav1
 		v.failed(now)
 	case q.GetWant() == flotillav1.PullRequest_WANT_CANCEL && r.GetCode() == flotillav1.Code_INVALID:
 		v.cancelRefused = true
-	case r.GetCode() == flotillav1.Code_INVALID:
+	case r.GetCode() == flotillav1.Code_INVALID && !v.serves:
 		v.ended = true
 	case r.GetCode() != flotillav1.Code_OK:
 		v.failed(now)

@@ -81,6 +81,12 @@ func (b *bench) shard(id shardmap.ShardID) shardRecord {
 	return shardRecord{}
 }
 
+// importing tells whether something is left of an import.
+func (b *bench) importing(id shardmap.ShardID) bool {
+	_, is := b.host.rig.machine.movesNow().importing(id)
+	return is
+}
+
 func (w *twoGroups) until(what string, done func() bool) {
 	w.Helper()
 	for range 3000 {
@@ -169,12 +175,9 @@ func TestAShardMovesUnderItsWriters(t *testing.T) {
 						from, to = b, a
 					}
 					w.begin(to, from.id, 0, id, uint64(id))
-					w.until("it is served at the target", func() bool { return to.shard(0).state == shardOwned })
-					time.Sleep(50 * time.Millisecond)
-					verify := &move{kind: moveVerified, shard: 0, id: id, generation: uint64(id)}
-					to.host.commit(encodeCommand(verify))
-					verify.kind = moveDeleteCopy
-					from.host.commit(encodeCommand(verify))
+					w.until("it is served at the target, and gone at the source", func() bool {
+						return to.shard(0).state == shardOwned && !to.importing(0) && from.shard(0).state == shardAbsent
+					})
 				}
 				close(stop)
 				sum := 0
@@ -267,6 +270,54 @@ func TestWhoComesEarlyWaits(t *testing.T) {
 					q := ask(op)
 					q.Group, q.TimeoutMs = uint64(otherGroup), 5000
 					b.want(b.do(q), x.code)
+				}
+			})
+		})
+	}
+}
+
+// TestWhatIsStoredIsReadBack: a value that was replaced behind the store's back,
+// or one that nobody wrote, is found before the source's copy is deleted.
+func TestWhatIsStoredIsReadBack(t *testing.T) {
+	for _, x := range []struct {
+		name   string
+		damage func(sh *heldShard) (key, value []byte)
+		alarm  bool
+	}{
+		{"as it was", nil, false},
+		{"a value is replaced", func(sh *heldShard) (key, value []byte) {
+			return valueKey(0, sh.incarnation, []byte(keyIn(0))), record{version: 1, value: []byte("x")}.appendHead(nil)
+		}, true},
+		{"a key is there that nobody wrote", func(sh *heldShard) (key, value []byte) {
+			return valueKey(0, sh.incarnation, []byte("nobody's")), record{version: 1}.appendHead(nil)
+		}, true},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			serveTwo(t, func(w *twoGroups, a, b *bench) {
+				a.want(a.do(ask(wirePut(keyIn(0), "v"), wirePut(keyIn(0)+"{"+keyIn(0)+"}", "w"))), flotillav1.Code_OK)
+				w.spoils(func(*flotillav1.PullRequest, *flotillav1.PullResponse) bool { return b.shard(0).state == shardOwned })
+				w.begin(b, rigGroup, 0, 1, 1)
+				w.until("it is served", func() bool { return b.shard(0).state == shardOwned })
+				q := ask(wirePut(keyIn(0)+"{"+keyIn(0)+"}", "written since"))
+				q.Group = uint64(otherGroup)
+				b.want(b.do(q), flotillav1.Code_OK)
+				if x.damage != nil {
+					b.host.set(func() {
+						batch := b.host.rig.replica.NewBatch()
+						batch.Set(x.damage(b.host.rig.machine.shards[0]))
+						batch.SetApplied(b.host.rig.index, 1, raft.Membership{})
+						if err := batch.Commit(); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				w.spoils(nil)
+				time.Sleep(10 * time.Second)
+				if gone := a.shard(0).state == shardAbsent; gone == x.alarm {
+					t.Fatalf("the source's copy is deleted: %v", gone)
+				}
+				if m, importing := b.host.rig.machine.movesNow().importing(0); importing != x.alarm || m.in.unequal != x.alarm {
+					t.Fatalf("the move goes on: %v, %+v", importing, m.in)
 				}
 			})
 		})

@@ -3,6 +3,7 @@ package shardkv
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -86,15 +87,64 @@ func (s *Server) driveImport(host Host, g *group, key moverKey, x *importStatus,
 		v = new(mover)
 		s.movers.byKey[key] = v
 	}
-	ask, entries := v.turn(now, x)
+	act := v.turn(now, x)
 	s.movers.mu.Unlock()
-	if ask != nil {
-		ask.ClusterId, ask.ToGroup = s.options.ClusterID(), uint64(g.id)
-		s.options.Pull(ask, func(r *flotillav1.PullResponse) {
-			s.moverHears(func(now time.Time) { v.answered(now, ask, r) })
+	switch {
+	case act.ask != nil:
+		act.ask.ClusterId, act.ask.ToGroup = s.options.ClusterID(), uint64(g.id)
+		s.options.Pull(act.ask, func(r *flotillav1.PullResponse) {
+			s.moverHears(func(now time.Time) { v.answered(now, act.ask, r) })
+		})
+	case act.entries != nil:
+		s.proposeEntries(host, g, v, act.entries)
+	case act.compare != nil || act.addUp:
+		s.aside(func() {
+			differs, err := s.readBack(g, key, act.compare)
+			if differs != "" {
+				s.logger.Error("a shard is stored otherwise than it was handed off; both copies are kept", "group", g.id, "shard", key.shard, "migration", key.move, "differs", differs)
+			}
+			s.moverHears(func(now time.Time) { v.compares(now, act.compare, differs, err) })
 		})
 	}
-	s.proposeEntries(host, g, v, entries)
+}
+
+// errMoving: the state went on while it was looked at.
+var errMoving = errors.New("the state has changed meanwhile")
+
+// readBack compares a page of the source's copy with what is stored here, or,
+// without a page, the digest of what is stored with the one that was kept.
+func (s *Server) readBack(g *group, key moverKey, page *heardPage) (differing string, err error) {
+	view, err := g.replica.View()
+	if err != nil {
+		return "", err
+	}
+	defer view.Close()
+	moves := g.machine.movesNow() // after the view, which shows no clear that this does not
+	x, importing := moves.importing(key.shard)
+	if !importing || x.record.move != key.move {
+		return "", errMoving
+	}
+	if page != nil {
+		return differs(view, &x, itemsFromWire(page.GetItems()))
+	}
+	if applied, _, _, err := view.Applied(); err != nil || applied != moves.applied {
+		return "", errors.Join(err, errMoving)
+	}
+	d, err := addUp(view, key.shard, x.record.incarnation, func() bool { return s.ctx.Err() != nil })
+	if err == nil && s.ctx.Err() == nil && d != x.in.digest {
+		differing = "the digest"
+	}
+	return differing, err
+}
+
+// aside does what may take long beside the movers, unless the server has no
+// goroutines.
+func (s *Server) aside(f func()) {
+	if s.options.Manual {
+		f()
+		return
+	}
+	s.scans.add(f)
 }
 
 // proposeEntries has entries of a move committed, in order.
@@ -139,66 +189,75 @@ func (s *Server) sortedGroups() []*group {
 	return all
 }
 
-// scans adds up copies of shards, one after the other.
+// scans reads copies of shards beside all else, one after the other. There are
+// at most two for each move.
 type scans struct {
 	mu      sync.Mutex // guards what follows
-	queue   []*baseScan
+	queue   []func()   // each ends soon once the server's context has
 	closed  bool
 	arrived chan struct{}
 }
 
 func newScans() *scans { return &scans{arrived: make(chan struct{}, 1)} }
 
-// push queues a scan. After close its view is closed at once.
-func (q *scans) push(scan *baseScan) {
+// add queues something to read. After the end it is called at once.
+func (q *scans) add(f func()) {
 	q.mu.Lock()
 	closed := q.closed
 	if !closed {
-		q.queue = append(q.queue, scan)
+		q.queue = append(q.queue, f)
 	}
 	q.mu.Unlock()
 	if closed {
-		scan.view.Close()
+		f()
 		return
 	}
 	signal(q.arrived)
 }
 
-func (q *scans) pop() *baseScan {
+func (q *scans) pop() func() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.queue) == 0 {
 		return nil
 	}
-	scan := q.queue[0]
+	f := q.queue[0]
 	q.queue = q.queue[1:]
-	return scan
+	return f
 }
 
-// run scans until ctx ends, and then closes the views of what is left.
+// runScans reads until ctx ends, and then ends what is left.
 func (s *Server) runScans(ctx context.Context) {
 	q := s.scans
 	for ctx.Err() == nil {
-		scan := q.pop()
-		if scan == nil {
-			select {
-			case <-ctx.Done():
-			case <-q.arrived:
-			}
+		if f := q.pop(); f != nil {
+			f()
 			continue
 		}
-		stop := context.AfterFunc(ctx, func() { scan.ended.Store(true) })
+		select {
+		case <-ctx.Done():
+		case <-q.arrived:
+		}
+	}
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	for f := q.pop(); f != nil; f = q.pop() {
+		f()
+	}
+}
+
+// scanBase adds up a copy that is being exported.
+func (s *Server) scanBase(scan *baseScan) {
+	s.aside(func() {
+		if s.ctx.Err() != nil {
+			scan.ended.Store(true)
+		}
+		stop := context.AfterFunc(s.ctx, func() { scan.ended.Store(true) })
+		defer stop()
 		if err := scan.run(); err != nil {
 			s.logger.Error("a moving shard cannot be added up", "shard", scan.shard, "error", err)
 		}
-		stop()
 		signal(s.movers.wake)
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.closed = true
-	for _, scan := range q.queue {
-		scan.view.Close()
-	}
-	q.queue = nil
+	})
 }

@@ -8,6 +8,7 @@ import (
 // moving is what a machine shows of the moves that its group is part of, as
 // committed. It is immutable.
 type moving struct {
+	applied raft.Index     // as of which it is
 	exports []exportStatus // ascending by shard
 	imports []importStatus // likewise
 }
@@ -27,8 +28,8 @@ type importStatus struct {
 }
 
 // showMoves publishes the group's moves.
-func (m *Machine) showMoves() {
-	var now moving
+func (m *Machine) showMoves(applied raft.Index) {
+	now := moving{applied: applied}
 	for _, sh := range m.order {
 		if sh.export != nil {
 			now.exports = append(now.exports, exportStatus{sh.id, sh.shardRecord, *sh.export})

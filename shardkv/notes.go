@@ -228,20 +228,12 @@ func (sh *heldShard) endScan() {
 // run adds the copy up and closes the view.
 func (s *baseScan) run() error {
 	defer s.view.Close()
-	var d copyDigest
-	lo := appendSpace(nil, kindValue, s.shard, s.inc)
-	it := s.view.NewIter(lo, successor(lo))
-	for ok := it.First(); ok && !s.ended.Load(); ok = it.Next() {
-		d.keys.add(kindValue, it.Key()[spaceBytes:], it.Value())
-	}
-	if err := it.Close(); err != nil || s.ended.Load() {
-		return err
-	}
-	_, err := eachWaited(s.view, s.shard, s.inc, func(id sessionID, head answerHead, content []byte) {
-		d.answers.add(kindAnswer, answerName(id, head.seq), content)
-	})
+	d, err := addUp(s.view, s.shard, s.inc, s.ended.Load)
 	if err != nil {
 		return fmt.Errorf("shard %d: %w", s.shard, err)
+	}
+	if s.ended.Load() {
+		return nil
 	}
 	s.result.Store(&d)
 	return nil

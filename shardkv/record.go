@@ -116,11 +116,13 @@ type imported struct {
 	scanned    bool
 	position   []byte // how far the rounds have come
 	digest     copyDigest
-	unequal    bool // the copy is not what was handed off
-	refused    bool // it is never served
-	cancelled  bool // somebody wishes so
-	cleared    bool // since Activate all keys were cleared
-	dirty      bool // the record goes into the batch
+	unequal    bool   // the copy is not what was handed off
+	refused    bool   // it is never served
+	cancelled  bool   // somebody wishes so
+	verified   bool   // served, and the source may delete its copy
+	writes     uint64 // the shard's count at HandOff
+	cleared    bool   // since Activate all keys were cleared
+	dirty      bool   // the record goes into the batch
 }
 
 func (i *imported) encode() []byte {
@@ -129,7 +131,8 @@ func (i *imported) encode() []byte {
 	e.uint(i.attempt)
 	e.bytes(i.scan)
 	e.bytes(i.position)
-	e.byte(flag(i.scanned, 1) | flag(i.unequal, 2) | flag(i.cleared, 4) | flag(i.refused, 8) | flag(i.cancelled, 16))
+	e.byte(flag(i.scanned, 1) | flag(i.unequal, 2) | flag(i.cleared, 4) | flag(i.refused, 8) | flag(i.cancelled, 16) | flag(i.verified, 32))
+	e.uint(i.writes)
 	for _, s := range [...]sum{i.digest.keys, i.digest.answers} {
 		s.encode(&e)
 	}
@@ -140,7 +143,8 @@ func decodeImported(b []byte) (*imported, error) {
 	d := decoder{b: b}
 	i := &imported{generation: d.uint(), attempt: d.uint(), scan: d.bytes(), position: d.bytes()}
 	flags := d.byte()
-	i.scanned, i.unequal, i.cleared, i.refused, i.cancelled = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0, flags&16 != 0
+	i.scanned, i.unequal, i.cleared, i.refused, i.cancelled, i.verified = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0, flags&16 != 0, flags&32 != 0
+	i.writes = d.uint()
 	i.digest.keys, i.digest.answers = decodeSum(&d), decodeSum(&d)
 	return i, d.end()
 }

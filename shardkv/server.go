@@ -164,9 +164,7 @@ func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) mult
 	return func(r *statestore.Replica) multiraft.StateMachine {
 		g := &group{id: id, machine: NewMachine(id), replica: r}
 		g.machine.moved = func() { signal(s.movers.wake) }
-		if !s.options.Manual {
-			g.machine.scan = s.scans.push
-		}
+		g.machine.scan = s.scanBase
 		s.groups.Store(id, g)
 		return g.machine
 	}
