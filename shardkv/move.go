@@ -217,10 +217,12 @@ func refused(format string, args ...any) *answer {
 // beginExport: from here on the group notes what it touches in the shard.
 func (m *Machine) beginExport(c *move, sh *heldShard) *answer {
 	switch {
-	case sh.state == shardExporting && sh.move == c.id:
-		return new(answer)
-	case sh.state != shardOwned || sh.in != nil:
+	case (sh.state == shardExporting || sh.state == shardHandedOff) && sh.move == c.id:
+		return new(answer) // it has begun
+	case sh.state != shardOwned:
 		return refused("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move)
+	case sh.in != nil && sh.generation == c.generation && c.id > sh.move:
+		return refusal(flotillav1.Code_BUSY, fmt.Sprintf("shard %d is not verified since migration %d", sh.id, sh.move))
 	case sh.generation != c.generation || c.id <= sh.move:
 		return refused("shard %d is at generation %d and has seen migration %d", sh.id, sh.generation, sh.move)
 	}
@@ -271,10 +273,11 @@ func (m *Machine) takeBack(b *statestore.Batch, c *move, sh *heldShard) *answer 
 
 // deleteHandedOff deletes the copy of a shard that its target has verified.
 func (m *Machine) deleteHandedOff(b *statestore.Batch, c *move, sh *heldShard) *answer {
-	if sh.state == shardAbsent && sh.move == c.id {
-		return new(answer)
-	}
-	if sh.state != shardHandedOff || sh.move != c.id {
+	switch {
+	case sh.state == shardHandedOff && sh.move == c.id:
+	case sh.move >= c.id && sh.state != shardExporting:
+		return new(answer) // it is deleted: nothing later could have begun before
+	default:
 		return refused("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move)
 	}
 	m.endExport(b, sh, shardAbsent)

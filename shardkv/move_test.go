@@ -92,6 +92,7 @@ func (x *migration) handOver(t fataler, bytesMax int) {
 	if a := x.at(x.from, t, moveCancelExport, nil); a.refused == flotillav1.Code_OK {
 		t.Fatalf("a hand-off was taken back")
 	}
+	x.must(x.from, t, moveBeginExport, nil) // who asks for the move again must not take it for refused
 	for !x.pull(t, bytesMax) {
 	}
 	source := x.from.machine.shards[movedShard]
@@ -361,4 +362,20 @@ func TestAClearOfMuchWaitsForTheMove(t *testing.T) {
 	if a := x.to.one(t, epoch, plain(0, scanAll())); len(a.results[0].pairs) != 1 {
 		t.Fatalf("the target holds %s", show(a))
 	}
+}
+
+// TestADeletionIsAnsweredLate: also when the shard is on its way back already.
+func TestADeletionIsAnsweredLate(t *testing.T) {
+	x := aMove(t, epoch, plain(0, put("k", "v")))
+	x.handOver(t, 1<<20)
+	x.must(x.to, t, moveVerified, nil)
+	x.must(x.from, t, moveDeleteCopy, nil) // the answer is lost
+	back := &migration{from: x.to, to: x.from, stamp: x.stamp, move: move{shard: movedShard, id: 2, generation: 2, attempt: 1, peer: rigGroup}}
+	back.must(back.to, t, moveBeginImport, nil)
+	wantCode(t, back.at(back.from, t, moveBeginExport, nil), flotillav1.Code_BUSY) // not before the first is done
+	x.must(x.from, t, moveDeleteCopy, nil)
+	x.must(x.to, t, moveDone, nil)
+	back.must(back.from, t, moveBeginExport, nil)
+	back.handOver(t, 1<<20)
+	back.finish(t)
 }

@@ -196,7 +196,9 @@ func (v *mover) answered(now time.Time, q *flotillav1.PullRequest, r *flotillav1
 	case r.GetCode() != flotillav1.Code_OK:
 		v.failed(now)
 	case !page:
-		v.ended = true // cancelled, or taken back
+		v.ended = true // cancelled, taken back, or deleted
+	case v.serves && !r.GetFrozen():
+		v.failed(now) // a new leader of the source has not applied HandOff yet
 	default:
 		v.failures = 0
 		v.heard = &heardPage{from: q.GetFrom(), want: q.GetWant(), PullResponse: r}

@@ -323,3 +323,21 @@ func TestWhatIsStoredIsReadBack(t *testing.T) {
 		})
 	}
 }
+
+// TestOnlyAFrozenCopyIsComparedWith: a new leader of the source may not have
+// applied HandOff yet, and shows what was changed before it.
+func TestOnlyAFrozenCopyIsComparedWith(t *testing.T) {
+	x := &importStatus{record: shardRecord{state: shardOwned, unverified: true}}
+	for _, frozen := range []bool{true, false} {
+		var v mover
+		now := time.Now()
+		act := v.turn(now, x)
+		if act.ask.GetWant() != flotillav1.PullRequest_WANT_SCAN {
+			t.Fatalf("turned to %+v", act)
+		}
+		v.answered(now, act.ask, &flotillav1.PullResponse{Frozen: frozen, Checksum: itemsChecksum(nil)})
+		if act = v.turn(now.Add(time.Minute), x); (act.compare != nil) != frozen || (act.ask != nil) == frozen {
+			t.Fatalf("frozen %v: turned to %+v", frozen, act)
+		}
+	}
+}

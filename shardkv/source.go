@@ -177,7 +177,7 @@ func (p *pulled) readPage() (*flotillav1.PullResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &flotillav1.PullResponse{To: page.to, Done: page.done, Begun: position(record.begun, 0), Items: itemsToWire(page.items)}
+	r := &flotillav1.PullResponse{To: page.to, Done: page.done, Begun: position(record.begun, 0), Frozen: record.state == shardHandedOff, Items: itemsToWire(page.items)}
 	r.Checksum = itemsChecksum(r.Items)
 	if exporting {
 		r.Handed, r.Summed = x.toWire()

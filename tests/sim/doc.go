@@ -2,7 +2,7 @@
 //
 // What is real: the Raft core and the turns of multiraft, the state machines
 // of the config group and of the replica groups, the reconciler's steps, the
-// server's request handling, the liveness between nodes, and the client's
+// server's request handling and its moves of shards, the liveness between nodes, and the client's
 // router with its sessions and retries. What is of the world: time, the
 // network, disks (the models of both stores, whose durability the world
 // decides), the loops that turn the real parts, and who does what when. All of
@@ -16,7 +16,8 @@
 // bit on their way; nodes crash with any part of what they had not synced, stop
 // gracefully, stand still, come back, lose the ends of their logs or all they
 // had; disks are slow, stand still or are full;
-// clocks run at other rates and jump. Then all faults end, and within a bounded
+// clocks run at other rates and jump; all the while shards are ordered to move
+// from group to group. Then all faults end, and within a bounded
 // time everything must be well.
 //
 // What must hold is checked as it happens, each by its name:

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/logstore"
@@ -18,6 +20,7 @@ import (
 	"github.com/flotilla-kv/flotilla/raft/statestore"
 	"github.com/flotilla-kv/flotilla/raft/transport"
 	"github.com/flotilla-kv/flotilla/shardctrler"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 	"github.com/flotilla-kv/flotilla/shardkv"
 )
 
@@ -66,6 +69,7 @@ type process struct {
 	failed  error // why it must stop
 	removed []raft.ReplicaKey
 	control control
+	sources map[raft.GroupID]raft.NodeID // who said last that it does not lead, and who does
 }
 
 func (n *node) up() bool { return n.process != nil }
@@ -103,14 +107,15 @@ func (n *node) start() {
 		return
 	}
 	n.boots++
-	n.process = &process{boot: n.boots, since: w.now, store: store, lives: make(map[raft.NodeID]*transport.Liveness)}
+	n.process = &process{boot: n.boots, since: w.now, store: store, lives: make(map[raft.NodeID]*transport.Liveness), sources: make(map[raft.GroupID]raft.NodeID)}
 	n.kv = shardkv.NewServer(shardkv.Options{
 		ClusterID: func() string { return clusterID },
 		Self:      func() raft.NodeID { return n.id },
 		Shards:    n.shards,
 		Address:   n.addressOf,
 		HasQuorum: n.hasQuorum,
-		Logger:    slog.New(slog.DiscardHandler),
+		Pull:      n.pull,
+		Logger:    n.logger(),
 		Manual:    true,
 	})
 	w.note("start", n.place, n.boot, uint64(n.id), nil)
@@ -613,6 +618,107 @@ func (n *node) Clocks() []int64 {
 		}
 	}
 	return clocks
+}
+
+// Moves of shards.
+
+// pull asks the leader of a group for its part of a move.
+func (n *node) pull(q *flotillav1.PullRequest, done func(*flotillav1.PullResponse)) {
+	w, life, answered := n.w, n.process, false
+	group := raft.GroupID(q.GetGroup())
+	end := func(r *flotillav1.PullResponse) {
+		if answered || n.process != life {
+			return
+		}
+		answered = true
+		delete(n.sources, group)
+		if r.GetCode() == flotillav1.Code_NOT_LEADER {
+			n.sources[group] = raft.NodeID(r.GetLeaderNode())
+		}
+		done(r)
+		n.settle()
+	}
+	w.after(askTimeout, func() { end(nil) })
+	o := w.find(n.sources[group])
+	if o == nil {
+		o = n.anyMember(group)
+	}
+	if o == nil {
+		return
+	}
+	w.note("pull", n.place, q.GetShard(), q.GetMigration(), func() string { return fmt.Sprintf("g%d at n%d: %v", group, o.place, q.GetWant()) })
+	n.send(o, func() {
+		if o.host == nil {
+			return
+		}
+		o.kv.PullDirectly(q, func(r *flotillav1.PullResponse) {
+			if o.up() {
+				o.send(n, func() { end(w.damaged(r)) })
+			}
+		})
+	})
+}
+
+// anyMember is some node that has a replica of the group, by this node's map.
+func (n *node) anyMember(id raft.GroupID) *node {
+	if n.control.current == nil {
+		return nil
+	}
+	g, ok := n.control.current.Group(id)
+	if !ok || len(g.Members) == 0 {
+		return nil
+	}
+	return n.w.find(g.Members[n.w.rng.IntN(len(g.Members))].Node)
+}
+
+// damaged is an answer that may have lost a bit on its way.
+func (w *world) damaged(r *flotillav1.PullResponse) *flotillav1.PullResponse {
+	if len(r.GetItems()) == 0 || len(r.Items[0].Stored) == 0 || w.network.calm || w.rng.IntN(1000) >= w.profile.flip {
+		return r
+	}
+	r = proto.Clone(r).(*flotillav1.PullResponse)
+	r.Items[0].Stored = flipped(w.rng, r.Items[0].Stored)
+	return r
+}
+
+// moveShard orders some group to take over some shard: who owns it now is asked
+// of the leaders.
+func (w *world) moveShard() {
+	n := w.anyUp()
+	if n == nil || n.control.current == nil || len(n.control.current.Groups) < 3 {
+		return
+	}
+	m := n.control.current
+	key := fmt.Sprint(string("rcl"[w.rng.IntN(3)]), w.rng.IntN(w.profile.keys))
+	shard := uint64(shardmap.Shard([]byte(key), w.profile.shards))
+	var owner *flotillav1.ShardStatus
+	leaders := make(map[raft.GroupID]*node)
+	for _, n := range w.upNodes() {
+		if n.host == nil {
+			continue
+		}
+		for _, s := range n.host.Statuses() {
+			if s.Role != raft.Leader || s.Key.Group == raft.ConfigGroup {
+				continue
+			}
+			leaders[s.Key.Group] = n
+			for _, at := range n.kv.ShardStatuses(s.Key.Group) {
+				if at.GetShard() == shard && at.GetState() == "owned" && at.GetGeneration() > owner.GetGeneration() {
+					owner = at
+				}
+			}
+		}
+	}
+	to := m.Groups[1+w.rng.IntN(len(m.Groups)-1)].ID
+	if owner == nil || to == raft.GroupID(owner.GetGroup()) || leaders[to] == nil {
+		return
+	}
+	w.migrations++
+	w.counts.Moves++
+	w.note("move", leaders[to].place, shard, w.migrations, func() string { return fmt.Sprintf("g%d > g%d", owner.GetGroup(), to) })
+	leaders[to].kv.Import(to, shardkv.Import{Shard: shardmap.ShardID(shard), Migration: w.migrations,
+		Generation: shardmap.Generation(owner.GetGeneration()), From: raft.GroupID(owner.GetGroup())}, func(error) {})
+	leaders[to].settle()
 }
 
 // Requests of clients.

@@ -65,6 +65,13 @@ func (w *world) beginFaults() {
 		duration = w.profile.duration
 	}
 	w.every(func() time.Duration { return w.between(5*time.Millisecond, w.profile.faultEvery) }, w.faultTurn)
+	if every := w.profile.moveEvery; every > 0 {
+		w.every(func() time.Duration { return w.upTo(2 * every) }, func() {
+			if w.phase == phaseFaulty {
+				w.moveShard()
+			}
+		})
+	}
 	w.after(duration, w.heal)
 }
 
@@ -136,6 +143,8 @@ func (w *world) groupWaits(n *node, g raft.GroupID) string {
 		return fmt.Sprintf("node %d has applied %d of %d entries of group %d", n.place, s.Applied, l.Commit, g)
 	case s.Membership.Joint():
 		return fmt.Sprintf("group %d is in a joint phase", g)
+	case n.kv.Moving(g) > 0:
+		return fmt.Sprintf("%d shards of group %d are in a move", n.kv.Moving(g), g)
 	}
 	return ""
 }
@@ -158,6 +167,9 @@ func (w *world) finish() {
 			w.states.compare(n)
 			w.states.checkOwners(n)
 		}
+	}
+	for o := range w.states.owners {
+		w.counts.Moved += int(o.generation) - 1 // of those that own them now
 	}
 	w.checkHistory()
 	w.note("done", 0, uint64(w.counts.Operations), uint64(w.counts.Unknown), nil)

@@ -37,6 +37,7 @@ type Counts struct {
 	Leaders, Crashes, Restarts, Cuts    int
 	Snapshots, Wiped, FullDisks, Pauses int
 	Partitions, Jumps, Transfers        int
+	Moves, Moved                        int // ordered, and come to an end
 	Stops, Damaged                      int // graceful ends; snapshots that lost a bit on their way
 	Unchecked                           int // keys whose operations nobody could put into an order in time
 }
@@ -58,6 +59,8 @@ func (c *Counts) Add(o Counts) {
 	c.Partitions += o.Partitions
 	c.Jumps += o.Jumps
 	c.Transfers += o.Transfers
+	c.Moves += o.Moves
+	c.Moved += o.Moved
 	c.Stops += o.Stops
 	c.Damaged += o.Damaged
 	c.Unchecked += o.Unchecked
@@ -102,7 +105,9 @@ type world struct {
 	network network
 	nodes   []*node // those that were wiped too: they never come back
 	clients []*client
-	leap    time.Duration // by how much all right clocks have leapt
+	// migrations numbers the moves of shards.
+	migrations uint64
+	leap       time.Duration // by how much all right clocks have leapt
 
 	raft    raftChecker
 	states  stateChecker

@@ -200,6 +200,7 @@ type PullResponse struct {
 	Summed        bool                   `protobuf:"varint,9,opt,name=summed,proto3" json:"summed,omitempty"`      // the source knows the digest of its copy
 	Handed        *HandedOff             `protobuf:"bytes,10,opt,name=handed,proto3" json:"handed,omitempty"`      // set from HandOff on
 	Checksum      uint64                 `protobuf:"varint,11,opt,name=checksum,proto3" json:"checksum,omitempty"` // xxhash64 over the items, in order
+	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"`     // the page is of the copy as it was handed off: nothing changes it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +310,13 @@ func (x *PullResponse) GetChecksum() uint64 {
 		return x.Checksum
 	}
 	return 0
+}
+
+func (x *PullResponse) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
 }
 
 // HandedOff is the shard as it was at HandOff.
@@ -549,7 +557,7 @@ const file_flotilla_v1_migration_proto_rawDesc = "" +
 	"\rWANT_HAND_OFF\x10\x02\x12\x0f\n" +
 	"\vWANT_CANCEL\x10\x03\x12\x12\n" +
 	"\x0eWANT_TAKE_BACK\x10\x04\x12\x0f\n" +
-	"\vWANT_DELETE\x10\x05\"\xcf\x02\n" +
+	"\vWANT_DELETE\x10\x05\"\xe7\x02\n" +
 	"\fPullResponse\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.flotilla.v1.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
@@ -563,7 +571,8 @@ const file_flotilla_v1_migration_proto_rawDesc = "" +
 	"\x06summed\x18\t \x01(\bR\x06summed\x12.\n" +
 	"\x06handed\x18\n" +
 	" \x01(\v2\x16.flotilla.v1.HandedOffR\x06handed\x12\x1a\n" +
-	"\bchecksum\x18\v \x01(\x04R\bchecksum\"\xc4\x01\n" +
+	"\bchecksum\x18\v \x01(\x04R\bchecksum\x12\x16\n" +
+	"\x06frozen\x18\f \x01(\bR\x06frozen\"\xc4\x01\n" +
 	"\tHandedOff\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x16\n" +
