@@ -20,6 +20,13 @@ type election struct {
 	refused  []ReplicaID
 	transfer bool   // the old leader asked for this campaign
 	ownVote  uint64 // the write that makes our own vote durable; 0: it is counted
+
+	// votes were granted to us in a term whose campaign we no longer wait for.
+	// As long as we are in that term and nobody leads it, one that comes late
+	// still counts: where messages take longer than a campaign, nobody would be
+	// elected otherwise.
+	votes     []ReplicaID
+	votesTerm Term
 }
 
 // resetElectionTimer draws a new timeout (section 5.2: randomised, so that
@@ -109,6 +116,9 @@ func (r *Raft) LeaderLost() {
 // preCampaign asks whether an election could be won, without disturbing
 // anyone's term (thesis section 9.6).
 func (r *Raft) preCampaign() {
+	if r.role == Candidate {
+		r.election.votes, r.election.votesTerm = append(r.election.votes[:0], r.election.granted...), r.currentTerm
+	}
 	r.becomeFollower(r.currentTerm, 0)
 	r.role = PreCandidate
 	r.election.fruitless++
@@ -192,14 +202,32 @@ func (r *Raft) handleRequestVoteReply(m *Message, b *RequestVoteReply) error {
 			term++ // the term that we would campaign in
 		}
 	}
-	if r.role != role || m.Term != term {
+	late := !b.PreVote && b.Granted && r.role == PreCandidate && m.Term == r.currentTerm && m.Term == r.election.votesTerm
+	if !late && (r.role != role || m.Term != term) {
 		return nil // of an earlier campaign
 	}
 	if !r.memberships.current().IsVoter(m.From) {
 		return fmt.Errorf("%w: vote of %d, which is no voter", ErrUnknownReplica, m.From)
 	}
-	r.countVote(m.From, b.Granted)
+	if late {
+		r.countLateVote(m.From)
+	} else {
+		r.countVote(m.From, b.Granted)
+	}
 	return nil
+}
+
+// countLateVote counts a vote in the present term that came after the campaign
+// was given up.
+func (r *Raft) countLateVote(from ReplicaID) {
+	e := &r.election
+	if !slices.Contains(e.votes, from) {
+		e.votes = append(e.votes, from)
+	}
+	if r.memberships.current().hasQuorum(func(id ReplicaID) bool { return slices.Contains(e.votes, id) }) {
+		r.role = Candidate
+		r.becomeLeader(e.votes)
+	}
 }
 
 // countOwnVote counts our vote for ourselves when it has become durable.
@@ -228,7 +256,7 @@ func (r *Raft) countVote(from ReplicaID, granted bool) {
 	case won && r.role == PreCandidate:
 		r.campaign(false)
 	case won:
-		r.becomeLeader()
+		r.becomeLeader(e.granted)
 	case !open:
 		r.becomeFollower(r.currentTerm, 0)
 	}

@@ -12,6 +12,10 @@ type Options struct {
 	// [ElectionTicks, 2*ElectionTicks), longer after fruitless campaigns. At
 	// least three heartbeats. Default 5.
 	ElectionTicks int
+	// QuorumTicks is how often a leader looks whether a quorum was heard since,
+	// and resigns if not. At least ElectionTicks, the default: longer where an
+	// answer may take longer than that.
+	QuorumTicks int
 
 	// MaxAppendBytes bounds the entries of one AppendEntries, one larger
 	// entry excepted. Default 256 KiB.
@@ -65,6 +69,9 @@ func (o Options) withDefaults() Options {
 			*d.field = d.value
 		}
 	}
+	if o.QuorumTicks == 0 {
+		o.QuorumTicks = o.ElectionTicks
+	}
 	return o
 }
 
@@ -90,6 +97,9 @@ func (o Options) validate() error {
 	if o.ElectionTicks < 3*o.HeartbeatTicks {
 		return fmt.Errorf("raft: option ElectionTicks is %d, must be at least three times HeartbeatTicks (%d): a lost heartbeat is not a dead leader",
 			o.ElectionTicks, o.HeartbeatTicks)
+	}
+	if o.QuorumTicks < o.ElectionTicks {
+		return fmt.Errorf("raft: option QuorumTicks is %d, must be at least ElectionTicks (%d)", o.QuorumTicks, o.ElectionTicks)
 	}
 	return nil
 }

@@ -234,6 +234,9 @@ func (r *Raft) becomeFollower(term Term, leader ReplicaID) {
 		r.resetElectionTimer()
 	}
 	r.role, r.leader = Follower, leader
+	if leader != 0 {
+		r.election.votesTerm = 0 // the term is led
+	}
 }
 
 // Propose appends a command to the log of the leader. It returns where the

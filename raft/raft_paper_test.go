@@ -806,3 +806,46 @@ func TestTransfer(t *testing.T) {
 		t.Errorf("target is %v of term %d", g.core(3).Role(), g.core(3).Term())
 	}
 }
+
+// TestALateVoteCounts: in the term of the last campaign, as long as nobody leads
+// it, also when the next one is being prepared. A term is led once.
+func TestALateVoteCounts(t *testing.T) {
+	late := func(term raft.Term) (*group, raft.Status) {
+		g := idle(t, 3)
+		bring(g, raft.Candidate)
+		for g.core(1).Status().Role == raft.Candidate {
+			g.core(1).Tick()
+			g.turn()
+		}
+		if s := g.core(1).Status(); s.Role != raft.PreCandidate || s.Term != 1 {
+			t.Fatalf("after a fruitless campaign: %v of term %d", s.Role, s.Term)
+		}
+		g.step(2, 1, term, &raft.RequestVoteReply{Granted: true})
+		return g, g.core(1).Status()
+	}
+	g, s := late(1)
+	if s.Role != raft.Leader || s.Term != 1 {
+		t.Fatalf("with a late vote: %v of term %d", s.Role, s.Term)
+	}
+	for g.core(1).Status().Role == raft.Leader { // nobody answers
+		g.core(1).Tick()
+		g.turn()
+	}
+	g.core(1).Campaign()
+	g.turn()
+	g.step(3, 1, 1, &raft.RequestVoteReply{Granted: true})
+	if s := g.core(1).Status(); s.Role == raft.Leader {
+		t.Fatalf("term %d is led twice", s.Term)
+	}
+	g = idle(t, 3)
+	bring(g, raft.Candidate)
+	g.step(2, 1, 1, &raft.AppendEntries{}) // somebody leads the term
+	for g.core(1).Status().Role != raft.PreCandidate {
+		g.core(1).Tick()
+		g.turn()
+	}
+	g.step(3, 1, 1, &raft.RequestVoteReply{Granted: true})
+	if s := g.core(1).Status(); s.Role == raft.Leader {
+		t.Fatalf("term %d is led twice", s.Term)
+	}
+}

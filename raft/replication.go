@@ -27,13 +27,18 @@ type leadership struct {
 
 // becomeLeader begins a term with a no-op (section 8): committing it commits
 // everything before it.
-func (r *Raft) becomeLeader() {
+func (r *Raft) becomeLeader(votes []ReplicaID) {
 	invariant(r.role == Candidate, "group %d replica %d: %v of term %d becomes leader without an election", r.group, r.self, r.role, r.currentTerm)
 	r.role, r.leader = Leader, r.self
 	r.election.fruitless = 0
 	r.failForwarded()
 	r.leading = &leadership{}
 	r.followMembership()
+	for _, id := range votes {
+		if p := r.leading.find(id); p != nil {
+			p.active = true // a vote is a sign of life as good as any
+		}
+	}
 	r.leading.termStart = r.appendOwn(EntryNoop, nil)
 }
 
@@ -43,6 +48,7 @@ func (r *Raft) abdicate() {
 	r.leading = nil
 	r.election.sinceLeader = r.options.ElectionTicks
 	r.election.granted, r.election.refused = nil, nil
+	r.election.votes, r.election.votesTerm = nil, 0 // a term is led once
 }
 
 // appendOwn adds an entry of the leader's own term to its log (Leader
@@ -71,7 +77,7 @@ func (r *Raft) tickLeader() {
 		l.sinceHeartbeat = 0
 		r.beat()
 	}
-	if l.sinceQuorum++; l.sinceQuorum >= r.options.ElectionTicks {
+	if l.sinceQuorum++; l.sinceQuorum >= r.options.QuorumTicks {
 		l.sinceQuorum = 0
 		if !r.checkQuorum() {
 			r.becomeFollower(r.currentTerm, 0)

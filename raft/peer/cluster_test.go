@@ -224,8 +224,29 @@ func (c *cluster) until(limit time.Duration, condition func() bool) bool {
 // fatal ends the scenario.
 func (c *cluster) fatal(format string, args ...any) {
 	c.t.Helper()
+	for i, rf := range c.peers {
+		if rf == nil {
+			c.check.note("%d is down", i)
+			continue
+		}
+		rf.mu.Lock()
+		c.check.note("%d is %+v, out %v", i, rf.replica.core.Status(), rf.callsOut())
+		rf.mu.Unlock()
+	}
 	c.check.fail(format, args...)
 	c.t.FailNow()
+}
+
+// callsOut counts the calls that are out, by peer.
+func (rf *Raft) callsOut() (out []int) {
+	for _, l := range rf.lanes {
+		if l == nil {
+			out = append(out, 0)
+		} else {
+			out = append(out, len(l.out))
+		}
+	}
+	return out
 }
 
 // ok ends the scenario if a checker has found something.
@@ -273,7 +294,7 @@ func (c *cluster) leaderNow() int {
 func (c *cluster) noLeader() {
 	c.t.Helper()
 	leads := func() bool { return c.leaderNow() >= 0 }
-	if !c.until(electionTimeout, func() bool { return !leads() }) || c.until(2*electionTimeout, leads) {
+	if !c.until(2*electionTimeout, func() bool { return !leads() }) || c.until(2*electionTimeout, leads) {
 		c.fatal("a leader among %v, who are no majority", c.alive())
 	}
 }

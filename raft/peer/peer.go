@@ -45,11 +45,14 @@ type ApplyMsg struct {
 }
 
 // The clock of a peer. A heartbeat every 120 ms stays below ten messages a
-// second; an election timeout of 450 to 900 ms lets three of them get lost.
+// second; an election timeout of 450 to 900 ms lets three of them get lost. A
+// leader that hears no majority resigns within 1.8 s: on a slow way back most
+// answers take longer than an election timeout.
 const (
 	tickInterval   = 30 * time.Millisecond
 	heartbeatTicks = 4
 	electionTicks  = 15
+	quorumTicks    = 2 * electionTicks
 )
 
 // inflightMessagesMax is how many AppendEntries with entries one follower may

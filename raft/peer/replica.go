@@ -115,7 +115,7 @@ func openReplica(peers, me int, random func(int) int, state, data []byte) (*repl
 		Applied: rp.log.base, AppliedTerm: rp.log.baseTerm, Membership: rp.membership,
 		Rand: random,
 		Options: raft.Options{
-			HeartbeatTicks: heartbeatTicks, ElectionTicks: electionTicks,
+			HeartbeatTicks: heartbeatTicks, ElectionTicks: electionTicks, QuorumTicks: quorumTicks,
 			MaxInflightMessages: inflightMessagesMax,
 		},
 	})
