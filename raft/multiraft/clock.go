@@ -2,6 +2,7 @@ package multiraft
 
 import (
 	"slices"
+	"time"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
@@ -14,14 +15,26 @@ func (h *Host) Clock() int64 { return lowerMedian(h.opts.Transport.Clocks()) }
 // minority of fast clocks moves it forward.
 func (h *Host) groupClock(r *replica) int64 {
 	r.learnMembers()
-	clocks := make([]int64, 0, 8)
-	clocks = append(clocks, h.opts.Wall())
-	return h.medianWith(clocks, *r.nodes.Load())
+	return h.clockOf(r)
 }
 
-// medianWith is the lower median of clocks and those of the other nodes that
-// are known.
-func (h *Host) medianWith(clocks []int64, nodes []raft.NodeID) int64 {
+// clockReading is a group's clock as it was at a moment of the host's clock,
+// which never jumps.
+type clockReading struct {
+	ms int64
+	at time.Time
+}
+
+// readingEvery is how old a group's reading may get before there is a new one.
+const readingEvery = time.Second
+
+// clockOf is the median if most of the clocks are known. Otherwise, as in a
+// leader that hears nobody, it goes on from the last reading: a clock that is
+// wrong must not be believed because it is the only one.
+func (h *Host) clockOf(r *replica) int64 {
+	clocks := make([]int64, 0, 8)
+	clocks = append(clocks, h.opts.Wall())
+	nodes := *r.nodes.Load()
 	for _, node := range nodes {
 		if node == h.opts.Self {
 			continue
@@ -30,18 +43,24 @@ func (h *Host) medianWith(clocks []int64, nodes []raft.NodeID) int64 {
 			clocks = append(clocks, ms)
 		}
 	}
-	return lowerMedian(clocks)
+	ms, now, last := lowerMedian(clocks), h.now(), r.reading.Load()
+	switch {
+	case 2*len(clocks) <= len(nodes) && last != nil:
+		return last.ms + now.Sub(last.at).Milliseconds()
+	case 2*len(clocks) > len(nodes) && (last == nil || now.Sub(last.at) >= readingEvery):
+		r.reading.Store(&clockReading{ms, now})
+	}
+	return ms
 }
 
 // GroupClock is the lower median of the clocks of the group's nodes as seen
 // here, unix ms: what an entry proposed now would be stamped with, at least.
 func (h *Host) GroupClock(g raft.GroupID) int64 {
-	clocks := []int64{h.opts.Wall()}
 	r, ok := h.find(g)
 	if !ok {
-		return clocks[0]
+		return h.opts.Wall()
 	}
-	return h.medianWith(clocks, *r.nodes.Load())
+	return h.clockOf(r)
 }
 
 // lowerMedian of at least one clock; it sorts them.

@@ -26,6 +26,7 @@ type replica struct {
 	inFlight   atomic.Int64 // admitted bytes
 	published  atomic.Pointer[LeaderView]
 	nodes      atomic.Pointer[[]raft.NodeID] // of the members, without an order
+	reading    atomic.Pointer[clockReading]  // of the group's clock; nil: most of the clocks were never known
 	heardIndex atomic.Pointer[heardIndex]    // nil: none yet
 	outcomes   outcomes
 	apply      applyQueue

@@ -296,6 +296,16 @@ func TestStampsFollowTheLowerMedian(t *testing.T) {
 			t.Errorf("with a clock %v off the stamp is %d, the others say %d", skew, got, w.now.UnixMilli())
 		}
 	}
+	// A leader that hears nobody does not believe its own clock.
+	leader := w.nodes[w.leader(2)]
+	right := leader.host.GroupClock(2)
+	w.isolate(leader.id)
+	leader.skew = time.Hour
+	if got := leader.host.GroupClock(2); got < right || got > right+1000 {
+		t.Errorf("alone with a clock that is an hour fast the leader says %d after %d", got, right)
+	}
+	leader.skew = 0
+	w.heal(leader.id)
 	last := stamp()
 	w.nodes[3].skew = -time.Hour
 	if got := stamp(); got != last {

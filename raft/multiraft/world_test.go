@@ -114,7 +114,7 @@ type worldNode struct {
 	noSync bool          // the disk stands still
 	slow   time.Duration // a sync takes so long
 	synced time.Time     // when the last one was made
-	skew   time.Duration // how far its clock is ahead, as others see it
+	skew   time.Duration // how far its clock is ahead, on every wall
 	tally  map[raft.GroupID]*tally
 	gone   []raft.ReplicaKey
 }
@@ -159,6 +159,7 @@ func (w *world) up(id raft.NodeID) {
 			}
 		}),
 		Clock:     func() time.Time { return w.now },
+		Wall:      func() int64 { return w.now.Add(w.nodes[id].skew).UnixMilli() },
 		Rand:      rand.New(rand.NewPCG(uint64(id), n.boot)),
 		Logger:    slog.New(slog.NewTextHandler(testWriter{w, id}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 		OnRemoved: func(key raft.ReplicaKey) { n.gone = append(n.gone, key) },

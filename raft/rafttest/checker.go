@@ -29,6 +29,7 @@ type Checker struct {
 	chains    map[position]uint64
 	committed []decided // by index-1
 	observed  map[raft.ReplicaID]*observation
+	rules     rules
 	// Cuts counts logs that were cut: what was durable on a quorum may be so
 	// no more.
 	Cuts int
@@ -68,6 +69,7 @@ func NewChecker() *Checker {
 		leaders:  map[raft.Term]*reign{},
 		chains:   map[position]uint64{},
 		observed: map[raft.ReplicaID]*observation{},
+		rules:    newRules(),
 	}
 }
 
@@ -154,12 +156,15 @@ func (c *Checker) written(r *Replica, w *raft.Write) error {
 		}
 		c.chains[p] = at
 	}
-	return nil
+	return c.rules.written(r, w)
 }
 
 // sent checks that a message promises nothing that is not on the disk.
 func (c *Checker) sent(r *Replica, m *raft.Message) error {
 	d, id := r.Disk, r.Member.Replica
+	if err := c.rules.sent(r, m); err != nil {
+		return err
+	}
 	switch b := m.Body.(type) {
 	case *raft.RequestVote:
 		if !b.PreVote && (d.Hard.Term != m.Term || d.Hard.Vote != id) {
@@ -274,6 +279,9 @@ func (c *Checker) checkLeader(r *Replica, before, now *observation) error {
 	}
 	if other := c.leaders[now.term]; other != nil {
 		return violated("Election Safety", "replicas %d and %d lead term %d", other.leader, id, now.term)
+	}
+	if err := c.rules.elected(r); err != nil {
+		return err
 	}
 	c.leaders[now.term] = &reign{leader: id, log: r.view.copy()}
 	c.terms = append(c.terms, now.term)

@@ -304,7 +304,7 @@ func (s *Sim) cutLog(r *simReplica) {
 	n := 1 + s.rng.IntN(20)
 	s.note("cut", r.Member.Replica, uint64(n), uint64(r.Disk.LastIndex()))
 	r.Disk.Cut(n)
-	r.Suspect = true
+	r.Suspect, r.Owed = true, s.checker.Committed()
 	s.checker.Cuts++
 	s.planRestart(r)
 }

@@ -16,6 +16,10 @@ type Replica struct {
 	// Suspect outlives restarts, as the store's note does, until the core
 	// trusts its log again.
 	Suspect bool
+	// Owed is what was committed when its log was last cut.
+	Owed raft.Index
+	// Ticks since the start.
+	Ticks int
 
 	// What Ready handed out and nobody has taken yet.
 	Outbox    []raft.Message
@@ -24,6 +28,7 @@ type Replica struct {
 	toApply   []raft.Entry
 
 	view    view
+	options raft.Options
 	checker *Checker
 }
 
@@ -48,7 +53,7 @@ func (r *Replica) Start(options raft.Options, random func(int) int) error {
 	if err != nil {
 		return err
 	}
-	r.Core = core
+	r.Core, r.options, r.Ticks = core, options, 0
 	r.view.open(r.Disk)
 	return nil
 }
@@ -94,6 +99,11 @@ func (r *Replica) Turn() error {
 		r.Reads = append(r.Reads, rd.ReadStates...)
 		r.Snapshots = append(r.Snapshots, rd.Snapshots...)
 		r.toApply = append(r.toApply, rd.Committed...)
+	}
+	if r.Suspect && !r.Core.Suspect() {
+		if err := r.checker.rules.trusted(r); err != nil {
+			return err
+		}
 	}
 	r.Suspect = r.Core.Suspect()
 	return r.checker.stepped(r)

@@ -231,6 +231,7 @@ func (s *Sim) planTick(r *simReplica) {
 	s.afterFor(r, max(0, r.nextTick-s.now), func() {
 		r.nextTick += tickEvery
 		r.Core.Tick()
+		r.Ticks++
 		s.planTick(r)
 		s.settle(r)
 	})

@@ -25,13 +25,13 @@ func keyMutants() []*mutant {
 		{
 			name:    "refused-condition-not-recorded",
 			breaks:  "every answer that depends on the state is recorded, a refused condition too",
-			changes: in("shardkv/machine.go", "\tm.record(b, s, n, kept)\n\treturn a, nil\n}\n\n// applyPlain", "\tif len(a.results) == 0 || a.results[0].status != statusConditionFailed {\n\t\tm.record(b, s, n, kept)\n\t}\n\treturn a, nil\n}\n\n// applyPlain"),
+			changes: in("shardkv/machine.go", "\treturn a, m.record(b, s, n, kept)\n", "\tif len(a.results) == 0 || a.results[0].status != statusConditionFailed {\n\t\treturn a, m.record(b, s, n, kept)\n\t}\n\treturn a, nil\n"),
 			killers: by(shardkv, "TestARefusalThatDependsOnTheStateIsRecorded"),
 		},
 		{
 			name:    "outcome-leaves-the-number-open",
 			breaks:  "a number that Outcome calls not applied is closed for good",
-			changes: in("shardkv/machine.go", "\tm.record(b, s, n, a)\n\treturn a, nil\n", "\treturn a, nil\n"),
+			changes: in("shardkv/machine.go", "\treturn a, m.record(b, s, n, a)\n", "\treturn a, nil\n"),
 			killers: by(shardkv, "TestOutcomeClosesTheNumber"),
 		},
 		{
@@ -70,7 +70,7 @@ func keyMutants() []*mutant {
 		{
 			name:    "write-to-a-shard-that-went",
 			breaks:  "ownership is checked when an entry is applied",
-			changes: in("shardkv/machine.go", "if sh == nil || !sh.state.serves() {", "if sh == nil {"),
+			changes: in("shardkv/machine.go", "\tcase !sh.state.serves():\n", "\tcase false:\n"),
 			killers: by(shardkv, "TestAShardThatWentChangesNothing"),
 		},
 		{

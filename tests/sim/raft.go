@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"hash/fnv"
+	"time"
 
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/logstore"
@@ -366,7 +367,20 @@ type watchedMachine struct {
 // Apply implements multiraft.StateMachine.
 func (m watchedMachine) Apply(b *statestore.Batch, e multiraft.Applied, results []any) error {
 	m.n.w.raft.apply(m.n, m.key, e)
+	m.n.w.checkStamp(m.n, m.key, e)
 	return m.StateMachine.Apply(b, e, results)
+}
+
+// stampAhead is how far clocks that are not wrong may be ahead of the right
+// time in a run: they go up to three tenths too fast.
+const stampAhead = time.Minute
+
+// checkStamp: one clock that is wrong does not make the time of a group. Group
+// Time.
+func (w *world) checkStamp(n *node, key raft.ReplicaKey, e multiraft.Applied) {
+	if ahead := e.Stamp - w.clock().UnixMilli(); ahead > stampAhead.Milliseconds() {
+		w.fail("Group Time", "node %d group %d: entry %d is stamped %d s ahead of the time", n.place, key.Group, e.Index, ahead/1000)
+	}
 }
 
 // apply: no two replicas apply other entries at one index, and none goes back.
