@@ -29,7 +29,8 @@ type Checker struct {
 	chains    map[position]uint64
 	committed []decided // by index-1
 	observed  map[raft.ReplicaID]*observation
-	rules     rules
+	// rules is nil where messages are made by hand: it counts those it has seen.
+	rules *rules
 	// Cuts counts logs that were cut: what was durable on a quorum may be so
 	// no more.
 	Cuts int
@@ -69,7 +70,6 @@ func NewChecker() *Checker {
 		leaders:  map[raft.Term]*reign{},
 		chains:   map[position]uint64{},
 		observed: map[raft.ReplicaID]*observation{},
-		rules:    newRules(),
 	}
 }
 

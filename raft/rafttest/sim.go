@@ -85,6 +85,7 @@ func RunSim(o SimOptions) SimResult {
 	}
 	rng := rand.New(rand.NewPCG(o.Seed, 0x666c6f74696c6c61))
 	s := &Sim{rng: rng, checker: NewChecker(), trace: o.Trace}
+	s.checker.rules = newRules()
 	s.profile = drawProfile(rng)
 	s.options = s.profile.options()
 	s.network = s.profile.network(rng)
