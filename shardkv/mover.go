@@ -187,12 +187,12 @@ func (v *mover) answered(now time.Time, q *flotillav1.PullRequest, r *flotillav1
 	v.waits = false
 	page := q.GetWant() == flotillav1.PullRequest_WANT_SCAN || q.GetWant() == flotillav1.PullRequest_WANT_TOUCHED || q.GetWant() == flotillav1.PullRequest_WANT_HAND_OFF
 	switch {
-	case r == nil || page && r.GetCode() == flotillav1.Code_OK && r.GetChecksum() != itemsChecksum(r.GetItems()):
+	case r == nil || page && r.GetCode() == flotillav1.Code_OK && !wellFormed(r):
 		v.failed(now)
-	case q.GetWant() == flotillav1.PullRequest_WANT_CANCEL && r.GetCode() == flotillav1.Code_INVALID:
+	case q.GetWant() == flotillav1.PullRequest_WANT_CANCEL && r.GetEnded():
 		v.cancelRefused = true
-	case r.GetCode() == flotillav1.Code_INVALID && !v.serves:
-		v.ended = true
+	case r.GetEnded() && !v.serves:
+		v.ended = true // whatever else is refused may be a matter of who was asked
 	case r.GetCode() != flotillav1.Code_OK:
 		v.failed(now)
 	case !page:
@@ -207,6 +207,40 @@ func (v *mover) answered(now time.Time, q *flotillav1.PullRequest, r *flotillav1
 			v.failed(now) // it is not ready to hand off
 		}
 	}
+}
+
+// wellFormed tells whether a page can be taken in: what is committed must be
+// understood by every replica.
+func wellFormed(r *flotillav1.PullResponse) bool {
+	for _, w := range r.GetItems() {
+		if !itemOK(w) {
+			return false
+		}
+	}
+	return r.GetChecksum() == itemsChecksum(r.GetItems())
+}
+
+func itemOK(w *flotillav1.MoveItem) bool {
+	switch w.GetKind() {
+	case kindValue:
+		if len(w.GetName()) == 0 || len(w.GetName()) > KeyBytesMax {
+			return false
+		}
+		_, err := decodeRecord(w.GetStored())
+		return !w.GetThere() || err == nil
+	case kindAnswer:
+		_, seq, ok := splitAnswerName(w.GetName())
+		e := encoder{b: []byte{0}}
+		e.uint(seq)
+		_, head, err := decodeAnswer(append(e.b, w.GetStored()...))
+		return ok && w.GetThere() && err == nil && head.lowest <= seq
+	case itemSession:
+		return len(w.GetName()) == clientBytes
+	case itemSpan:
+		_, err := decodeSpan(w.GetStored())
+		return w.GetThere() && err == nil
+	}
+	return false
 }
 
 // proposed takes in what became of entries: whether all of them were applied as

@@ -341,3 +341,61 @@ func TestOnlyAFrozenCopyIsComparedWith(t *testing.T) {
 		}
 	}
 }
+
+// TestOnlyTheSourcesLogEndsAMove: a refusal by somebody else, or of another kind,
+// must not make the target drop a shard that may be handed off already.
+func TestOnlyTheSourcesLogEndsAMove(t *testing.T) {
+	x := &importStatus{record: shardRecord{state: shardImporting}}
+	for _, ended := range []bool{true, false} {
+		var v mover
+		now := time.Now()
+		act := v.turn(now, x)
+		v.answered(now, act.ask, &flotillav1.PullResponse{Code: flotillav1.Code_INVALID, Ended: ended})
+		act = v.turn(now.Add(time.Minute), x)
+		if drops := len(act.entries) == 1 && act.entries[0].kind == moveDropImport; drops != ended {
+			t.Fatalf("ended %v: turned to %+v", ended, act)
+		}
+	}
+}
+
+// TestAPageThatNobodyUnderstandsIsNotCommitted: applied, it would stop every
+// replica of the target.
+func TestAPageThatNobodyUnderstandsIsNotCommitted(t *testing.T) {
+	good := record{version: 1}.appendHead(nil)
+	for name, item := range map[string]*flotillav1.MoveItem{
+		"no such kind":     {Kind: 'Z', Name: []byte("k")},
+		"key":              {Kind: kindValue, There: true, Stored: good},
+		"record":           {Kind: kindValue, Name: []byte("k"), There: true, Stored: good[:3]},
+		"name of answer":   {Kind: kindAnswer, Name: []byte("k"), There: true, Stored: []byte{0, 0, 0}},
+		"answer":           {Kind: kindAnswer, Name: answerName(alice, 1), There: true, Stored: []byte{1, 0, 9}},
+		"answer not there": {Kind: kindAnswer, Name: answerName(alice, 1)},
+		"lowest":           {Kind: kindAnswer, Name: answerName(alice, 1), There: true, Stored: []byte{2, 0, 0}},
+		"session":          {Kind: itemSession, Name: []byte("k")},
+		"span":             {Kind: itemSpan, There: true, Stored: []byte{9}},
+	} {
+		page := &flotillav1.PullResponse{Items: []*flotillav1.MoveItem{item}, To: []byte{kindValue}, Done: true}
+		page.Checksum = itemsChecksum(page.Items)
+		var v mover
+		x := &importStatus{record: shardRecord{state: shardImporting}}
+		now := time.Now()
+		act := v.turn(now, x)
+		v.answered(now, act.ask, page)
+		if act = v.turn(now.Add(time.Minute), x); act.entries != nil {
+			t.Errorf("%s: a page with it was proposed", name)
+		}
+	}
+}
+
+// TestWhoWaitsForAShardIsAnsweredAtTheEnd of the server.
+func TestWhoWaitsForAShardIsAnsweredAtTheEnd(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		w.spoils(func(*flotillav1.PullRequest, *flotillav1.PullResponse) bool { return true })
+		w.begin(b, rigGroup, 0, 1, 1)
+		answered := make(chan *flotillav1.Response, 1)
+		q := ask(wireGet(keyIn(0)))
+		q.Group = uint64(otherGroup)
+		b.server.Submit(w.Context(), []*flotillav1.Request{q}, func(r *flotillav1.Response) { answered <- r })
+		b.server.Close()
+		b.want(<-answered, flotillav1.Code_UNAVAILABLE)
+	})
+}

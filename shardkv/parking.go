@@ -22,6 +22,7 @@ type parking struct {
 	mu     sync.Mutex // guards what follows
 	parked []parkedCall
 	bytes  int
+	closed bool
 }
 
 type parkedCall struct {
@@ -41,6 +42,10 @@ func (s *Server) park(g *group, c *call, shard shardmap.ShardID, bytes int, goOn
 	x, importing := g.machine.movesNow().importing(shard) // after this lock was taken nobody releases what he does not see
 	if !importing || x.record.state != shardImporting {
 		return false
+	}
+	if p.closed {
+		s.answer(c, stopping())
+		return true
 	}
 	if len(p.parked) >= parkedMax || p.bytes+bytes > parkedBytesMax {
 		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_BUSY, Message: fmt.Sprintf("shard %d is moving here, and many wait for it", shard)})
@@ -82,6 +87,15 @@ func (s *Server) release(g *group, now time.Time) {
 		}
 		c.goOn()
 	}
+}
+
+// close takes no more, and returns what is left.
+func (p *parking) close() []parkedCall {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	left := p.parked
+	p.parked, p.closed = nil, true
+	return left
 }
 
 // parks tells whether anything waits.

@@ -153,6 +153,11 @@ func (s *Server) Close() {
 	for _, r := range s.reads.close() {
 		s.answer(r.call, stopping())
 	}
+	for _, g := range s.sortedGroups() {
+		for _, c := range g.parking.close() {
+			s.answer(c.call, stopping())
+		}
+	}
 }
 
 func stopping() *flotillav1.Response {

@@ -122,7 +122,7 @@ func (p *pulled) decide(kind moveKind, then func()) {
 			return
 		}
 		if a := res.Value.(*answer); a.refused != flotillav1.Code_OK {
-			p.done(&flotillav1.PullResponse{Code: a.refused, Message: a.message})
+			p.done(&flotillav1.PullResponse{Code: a.refused, Message: a.message, Ended: a.refused == flotillav1.Code_INVALID})
 			return
 		}
 		then()
@@ -139,7 +139,7 @@ func (p *pulled) read() {
 	r, err := p.readPage()
 	switch {
 	case errors.Is(err, errNotExporting):
-		r = &flotillav1.PullResponse{Code: flotillav1.Code_INVALID, Message: fmt.Sprintf("shard %d is not in migration %d at group %d", p.GetShard(), p.GetMigration(), p.group.id)}
+		r = &flotillav1.PullResponse{Code: flotillav1.Code_INVALID, Ended: true, Message: fmt.Sprintf("shard %d is not in migration %d at group %d", p.GetShard(), p.GetMigration(), p.group.id)}
 	case err != nil:
 		p.server.logger.Error("a page of a moving shard cannot be read", "group", p.group.id, "shard", p.GetShard(), "error", err)
 		r = &flotillav1.PullResponse{Code: flotillav1.Code_UNAVAILABLE, Message: err.Error()}

@@ -188,19 +188,22 @@ func (x *PullRequest) GetBytesMax() uint32 {
 }
 
 type PullResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=flotilla.v1.Code" json:"code,omitempty"` // OK, NOT_LEADER, UNAVAILABLE, UNKNOWN, BUSY, or INVALID: it can never be
-	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	LeaderNode    uint64                 `protobuf:"varint,3,opt,name=leader_node,json=leaderNode,proto3" json:"leader_node,omitempty"`
-	Items         []*MoveItem            `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
-	To            []byte                 `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`               // where the next page begins
-	Done          bool                   `protobuf:"varint,6,opt,name=done,proto3" json:"done,omitempty"`          // nothing more is there as of now
-	Begun         []byte                 `protobuf:"bytes,7,opt,name=begun,proto3" json:"begun,omitempty"`         // where the rounds begin
-	Left          uint64                 `protobuf:"varint,8,opt,name=left,proto3" json:"left,omitempty"`          // about how many touched things are behind to
-	Summed        bool                   `protobuf:"varint,9,opt,name=summed,proto3" json:"summed,omitempty"`      // the source knows the digest of its copy
-	Handed        *HandedOff             `protobuf:"bytes,10,opt,name=handed,proto3" json:"handed,omitempty"`      // set from HandOff on
-	Checksum      uint64                 `protobuf:"varint,11,opt,name=checksum,proto3" json:"checksum,omitempty"` // xxhash64 over the items, in order
-	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"`     // the page is of the copy as it was handed off: nothing changes it
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Code       Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=flotilla.v1.Code" json:"code,omitempty"` // OK, NOT_LEADER, UNAVAILABLE, UNKNOWN, BUSY, or INVALID
+	Message    string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	LeaderNode uint64                 `protobuf:"varint,3,opt,name=leader_node,json=leaderNode,proto3" json:"leader_node,omitempty"`
+	Items      []*MoveItem            `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
+	To         []byte                 `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`               // where the next page begins
+	Done       bool                   `protobuf:"varint,6,opt,name=done,proto3" json:"done,omitempty"`          // nothing more is there as of now
+	Begun      []byte                 `protobuf:"bytes,7,opt,name=begun,proto3" json:"begun,omitempty"`         // where the rounds begin
+	Left       uint64                 `protobuf:"varint,8,opt,name=left,proto3" json:"left,omitempty"`          // about how many touched things are behind to
+	Summed     bool                   `protobuf:"varint,9,opt,name=summed,proto3" json:"summed,omitempty"`      // the source knows the digest of its copy
+	Handed     *HandedOff             `protobuf:"bytes,10,opt,name=handed,proto3" json:"handed,omitempty"`      // set from HandOff on
+	Checksum   uint64                 `protobuf:"varint,11,opt,name=checksum,proto3" json:"checksum,omitempty"` // xxhash64 over the items, in order
+	// ended: the source's log has decided that it will never do this. Nothing else
+	// that is refused may end a move: the shard could be handed off already.
+	Ended         bool `protobuf:"varint,13,opt,name=ended,proto3" json:"ended,omitempty"`
+	Frozen        bool `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"` // the page is of the copy as it was handed off: nothing changes it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +313,13 @@ func (x *PullResponse) GetChecksum() uint64 {
 		return x.Checksum
 	}
 	return 0
+}
+
+func (x *PullResponse) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 func (x *PullResponse) GetFrozen() bool {
@@ -557,7 +567,7 @@ const file_flotilla_v1_migration_proto_rawDesc = "" +
 	"\rWANT_HAND_OFF\x10\x02\x12\x0f\n" +
 	"\vWANT_CANCEL\x10\x03\x12\x12\n" +
 	"\x0eWANT_TAKE_BACK\x10\x04\x12\x0f\n" +
-	"\vWANT_DELETE\x10\x05\"\xe7\x02\n" +
+	"\vWANT_DELETE\x10\x05\"\xfd\x02\n" +
 	"\fPullResponse\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.flotilla.v1.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
@@ -571,7 +581,8 @@ const file_flotilla_v1_migration_proto_rawDesc = "" +
 	"\x06summed\x18\t \x01(\bR\x06summed\x12.\n" +
 	"\x06handed\x18\n" +
 	" \x01(\v2\x16.flotilla.v1.HandedOffR\x06handed\x12\x1a\n" +
-	"\bchecksum\x18\v \x01(\x04R\bchecksum\x12\x16\n" +
+	"\bchecksum\x18\v \x01(\x04R\bchecksum\x12\x14\n" +
+	"\x05ended\x18\r \x01(\bR\x05ended\x12\x16\n" +
 	"\x06frozen\x18\f \x01(\bR\x06frozen\"\xc4\x01\n" +
 	"\tHandedOff\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
