@@ -118,12 +118,15 @@ func (c *cluster) start(id int) {
 	n := c.node(id)
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
 	fatal := func(err error) { c.t.Errorf("node %d: %v", id, err) }
-	var err error
+	var (
+		err  error
+		host atomic.Pointer[Host]
+	)
 	n.log, err = logstore.Open(logstore.Options{Dir: n.fs.PathJoin(n.dir, "log"), FS: n.fs, OnFatal: fatal, Logger: logger})
 	c.must(err)
 	n.states, err = statestore.Open(statestore.Options{Dir: n.fs.PathJoin(n.dir, "state"), FS: n.fs, OnFatal: fatal, Logger: logger, OnFlushed: func() {
-		if n.host != nil {
-			n.host.Flushed()
+		if host := host.Load(); host != nil { // n.host is of the test's goroutine
+			host.Flushed()
 		}
 	}})
 	c.must(err)
@@ -138,6 +141,7 @@ func (c *cluster) start(id int) {
 	}
 	n.host, err = Open(opts)
 	c.must(err)
+	host.Store(n.host)
 
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	c.must(err)
