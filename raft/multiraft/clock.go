@@ -2,65 +2,43 @@ package multiraft
 
 import (
 	"slices"
-	"time"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
-// Clock is the lower median of this node's clock and those of the live peers,
-// unix ms.
+// Clock is the lower median of this node's clock and those of the peers that it
+// has heard, unix ms.
 func (h *Host) Clock() int64 { return lowerMedian(h.opts.Transport.Clocks()) }
 
-// groupClock is the lower median of the clocks of the group's nodes: no
-// minority of fast clocks moves it forward.
-func (h *Host) groupClock(r *replica) int64 {
-	r.learnMembers()
-	return h.clockOf(r)
-}
-
-// clockReading is a group's clock as it was at a moment of the host's clock,
-// which never jumps.
-type clockReading struct {
-	ms int64
-	at time.Time
-}
-
-// readingEvery is how old a group's reading may get before there is a new one.
-const readingEvery = time.Second
-
-// clockOf is the median if most of the clocks are known. Otherwise, as in a
-// leader that hears nobody, it goes on from the last reading: a clock that is
-// wrong must not be believed because it is the only one.
-func (h *Host) clockOf(r *replica) int64 {
+// groupClock is the lower median of the clocks of the group's voters, unix ms:
+// no minority of fast clocks moves it forward. Clocks of nodes that are silent
+// go on as they were last heard. False: fewer are known than a quorum, as for a
+// moment behind the start of this process, and the median may be one wrong clock.
+func (h *Host) groupClock(voters []raft.NodeID) (ms int64, known bool) {
 	clocks := make([]int64, 0, 8)
-	clocks = append(clocks, h.opts.Wall())
-	nodes := *r.nodes.Load()
-	for _, node := range nodes {
+	for _, node := range voters {
 		if node == h.opts.Self {
-			continue
-		}
-		if ms, ok := h.opts.Transport.Clock(node); ok {
+			clocks = append(clocks, h.opts.Wall())
+		} else if ms, ok := h.opts.Transport.Clock(node); ok {
 			clocks = append(clocks, ms)
 		}
 	}
-	ms, now, last := lowerMedian(clocks), h.now(), r.reading.Load()
-	switch {
-	case 2*len(clocks) <= len(nodes) && last != nil:
-		return last.ms + now.Sub(last.at).Milliseconds()
-	case 2*len(clocks) > len(nodes) && (last == nil || now.Sub(last.at) >= readingEvery):
-		r.reading.Store(&clockReading{ms, now})
+	if len(clocks) <= len(voters)/2 {
+		return 0, false
 	}
-	return ms
+	return lowerMedian(clocks), true
 }
 
-// GroupClock is the lower median of the clocks of the group's nodes as seen
+// GroupClock is the lower median of the clocks of the group's voters as seen
 // here, unix ms: what an entry proposed now would be stamped with, at least.
+// Zero, at which nothing is due: too few of the clocks are known.
 func (h *Host) GroupClock(g raft.GroupID) int64 {
 	r, ok := h.find(g)
 	if !ok {
-		return h.opts.Wall()
+		return 0
 	}
-	return h.clockOf(r)
+	ms, _ := h.groupClock(*r.voters.Load())
+	return ms
 }
 
 // lowerMedian of at least one clock; it sorts them.

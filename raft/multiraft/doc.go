@@ -59,7 +59,7 @@
 // entry of kind EntryCommand, integers big-endian:
 //
 //	0   version   1   1; another version stops the node
-//	1   stamp     8   unix ms: lower median of the clocks of the group's nodes
+//	1   stamp     8   unix ms: lower median of the clocks of the group's voters
 //	                  at the leader, never below that leader's stamp before it;
 //	                  state machines take the largest applied as the group's time
 //	9   count     uvarint

@@ -242,9 +242,13 @@ func (w *worker) nodeDown(node raft.NodeID) {
 }
 
 // nodeUp: a node is back. Leaders with a member there wake: it may lag, or was
-// restarted and knows no leader. They sleep again when it is in step.
+// restarted and knows no leader. They sleep again when it is in step. What waits
+// for its clock is proposed.
 func (w *worker) nodeUp(node raft.NodeID) {
 	for _, r := range w.sorted() {
+		if len(r.queued) > 0 {
+			w.touch(r)
+		}
 		if _, member := r.memberOn(node); member && r.view.Role == raft.Leader && r.core.Asleep() && !r.frozen {
 			r.core.Wake()
 			r.idle = 0

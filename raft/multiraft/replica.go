@@ -25,8 +25,7 @@ type replica struct {
 
 	inFlight   atomic.Int64 // admitted bytes
 	published  atomic.Pointer[LeaderView]
-	nodes      atomic.Pointer[[]raft.NodeID] // of the members, without an order
-	reading    atomic.Pointer[clockReading]  // of the group's clock; nil: most of the clocks were never known
+	voters     atomic.Pointer[[]raft.NodeID] // their nodes
 	heardIndex atomic.Pointer[heardIndex]    // nil: none yet
 	outcomes   outcomes
 	apply      applyQueue
@@ -61,8 +60,9 @@ type control struct {
 	disk     slowDisk
 }
 
-// propose joins what is queued into entries. What the core cannot take now
-// (a transfer, too much uncommitted) stays queued; admission bounds it.
+// propose joins what is queued into entries. What cannot be taken now (a
+// transfer, too much uncommitted, clocks not heard) stays queued; admission
+// bounds it.
 func (r *replica) propose() {
 	for len(r.queued) > 0 {
 		if role := r.core.Role(); role != raft.Leader {
@@ -72,8 +72,14 @@ func (r *replica) propose() {
 		if r.worker.full() {
 			return
 		}
+		r.learnMembers()
+		clock, known := r.worker.h.groupClock(*r.voters.Load())
+		if !known {
+			r.core.Wake() // it is asked again with each tick
+			return
+		}
 		n := r.joined()
-		stamp := max(r.lastStamp, r.worker.h.groupClock(r))
+		stamp := max(r.lastStamp, clock)
 		index, term, err := r.core.Propose(encodeCommands(stamp, r.queued[:n]))
 		switch {
 		case err == nil:
@@ -243,15 +249,17 @@ func (r *replica) learnMembers() {
 	}
 	former := p.members
 	p.of, p.members = m, make(map[raft.ReplicaID]raft.NodeID)
-	var nodes []raft.NodeID
 	for _, member := range m.All() {
 		p.members[member.Replica] = member.Node
-		nodes = append(nodes, member.Node)
+	}
+	voters := make([]raft.NodeID, len(m.Voters))
+	for i, member := range m.Voters {
+		voters[i] = member.Node
 	}
 	for id, node := range former {
 		r.heard(id, node)
 	}
-	r.nodes.Store(&nodes)
+	r.voters.Store(&voters)
 }
 
 // sameMembership does not go by the epoch alone: a change that was never

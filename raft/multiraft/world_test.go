@@ -111,10 +111,11 @@ type worldNode struct {
 	store  *logstore.ModelStore
 	host   *Host // nil: down
 	boot   uint64
-	noSync bool          // the disk stands still
-	slow   time.Duration // a sync takes so long
-	synced time.Time     // when the last one was made
-	skew   time.Duration // how far its clock is ahead, on every wall
+	noSync bool                 // the disk stands still
+	slow   time.Duration        // a sync takes so long
+	synced time.Time            // when the last one was made
+	skew   time.Duration        // how far its clock is ahead, on every wall
+	heard  map[raft.NodeID]bool // in this life
 	tally  map[raft.GroupID]*tally
 	gone   []raft.ReplicaKey
 }
@@ -150,7 +151,7 @@ func (w *world) up(id raft.NodeID) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	n.store, n.boot, n.tally = store, n.boot+1, map[raft.GroupID]*tally{}
+	n.store, n.boot, n.tally, n.heard = store, n.boot+1, map[raft.GroupID]*tally{}, map[raft.NodeID]bool{}
 	opts := Options{
 		Self: id, Log: store, Transport: n, Manual: true, Workers: 2,
 		States: statestore.OpenModel(n.states, func() {
@@ -181,9 +182,17 @@ func (w *world) up(id raft.NodeID) {
 	}
 	for _, other := range w.order {
 		if other != id && w.linked(id, other) {
-			w.nodes[other].host.PeerUp(id, n.boot)
-			h.PeerUp(other, w.nodes[other].boot)
+			w.meet(id, other)
 		}
+	}
+}
+
+// meet tells two nodes that they hear each other.
+func (w *world) meet(a, b raft.NodeID) {
+	for _, p := range [][2]raft.NodeID{{a, b}, {b, a}} {
+		n := w.nodes[p[0]]
+		n.heard[p[1]] = true
+		n.host.PeerUp(p[1], w.nodes[p[1]].boot)
 	}
 }
 
@@ -246,8 +255,7 @@ func (w *world) heal(id raft.NodeID) {
 	for _, other := range w.order {
 		if other != id {
 			delete(w.cut, [2]raft.NodeID{id, other})
-			w.nodes[id].host.PeerUp(other, w.nodes[other].boot)
-			w.nodes[other].host.PeerUp(id, w.nodes[id].boot)
+			w.meet(id, other)
 		}
 	}
 }
@@ -428,7 +436,7 @@ func (n *worldNode) SendSnapshot(ctx context.Context, to raft.NodeID, h transpor
 func (n *worldNode) Alive(id raft.NodeID) bool { return id == n.id || n.w.linked(n.id, id) }
 
 func (n *worldNode) Clock(id raft.NodeID) (int64, bool) {
-	return n.w.now.Add(n.w.nodes[id].skew).UnixMilli(), n.Alive(id)
+	return n.w.now.Add(n.w.nodes[id].skew).UnixMilli(), id == n.id || n.heard[id]
 }
 
 func (n *worldNode) Clocks() (clocks []int64) {

@@ -75,9 +75,15 @@ func nodeMutants() []*mutant {
 		},
 		{
 			name:    "stamp-by-the-leader's-own-clock",
-			breaks:  "an entry is stamped with the lower median of the clocks of its group's nodes",
-			changes: in("raft/multiraft/replica.go", "max(r.lastStamp, r.worker.h.groupClock(r))", "max(r.lastStamp, r.worker.now.UnixMilli())"),
+			breaks:  "an entry is stamped with the lower median of the clocks of its group's voters",
+			changes: in("raft/multiraft/clock.go", "return lowerMedian(clocks), true", "return h.opts.Wall(), true"),
 			killers: by(multiraft, "TestStampsFollowTheLowerMedian"),
+		},
+		{
+			name:    "stamp-by-too-few-clocks",
+			breaks:  "nothing is stamped before a quorum of the clocks was heard",
+			changes: in("raft/multiraft/clock.go", "len(clocks) <= len(voters)/2", "len(clocks) == 0"),
+			killers: by(multiraft, "TestNothingIsStampedByTooFewClocks"),
 		},
 		{
 			name:    "cut-log-not-noticed",

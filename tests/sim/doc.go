@@ -25,7 +25,7 @@
 //	Election Safety, Log Matching, Leader Append-Only, Leader Completeness,
 //	State Machine Safety   figure 3 of the Raft paper (raft.go)
 //	Quorum Commit          an entry is committed when a majority has acknowledged one of the leader's term (raft.go)
-//	Group Time             is not made by one clock that is wrong (raft.go)
+//	Group Time             is not made by one clock that is wrong, unless one voter is all (raft.go)
 //	Durable Promise        a vote, term or acknowledgement that was sent is on the disk (raft.go)
 //	One Owner              a shard has one group in one generation (state.go)
 //	Equal Replicas         replicas at one applied index hold the same bytes (state.go)

@@ -170,15 +170,15 @@ func (n *node) openHost() {
 func (n *node) startReplica(key raft.ReplicaKey, first raft.Membership, preferred raft.NodeID) {
 	spec := multiraft.ReplicaSpec{Group: key.Group, Replica: key.Replica, First: first, Preferred: preferred}
 	if key.Group == raft.ConfigGroup {
-		spec.NewStateMachine = func(*statestore.Replica) multiraft.StateMachine {
+		spec.NewStateMachine = func(r *statestore.Replica) multiraft.StateMachine {
 			n.control.machine = shardctrler.NewMachine()
-			return watchedMachine{n.control.machine, n, key}
+			return watchedMachine{n.control.machine, n, r}
 		}
 	} else {
 		spec.LeaseReads = n.w.profile.leases
 		made := n.kv.NewStateMachine(key.Group)
 		spec.NewStateMachine = func(r *statestore.Replica) multiraft.StateMachine {
-			return watchedMachine{made(r), n, key}
+			return watchedMachine{made(r), n, r}
 		}
 	}
 	if err := n.host.Start(spec); err != nil {
