@@ -249,8 +249,8 @@ func (w *worker) nodeUp(node raft.NodeID) {
 		if len(r.queued) > 0 {
 			w.touch(r)
 		}
-		if _, member := r.memberOn(node); member && r.view.Role == raft.Leader && r.core.Asleep() && !r.frozen {
-			r.core.Wake()
+		if _, member := r.memberOn(node); member && r.view.Role == raft.Leader && !r.frozen {
+			r.core.Wake() // also from falling asleep, which did not wait for that node
 			r.idle = 0
 			w.touch(r)
 		}

@@ -3,6 +3,7 @@ package multiraft
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -269,6 +270,35 @@ func TestIdleGroupsSleepAndWake(t *testing.T) {
 	w.up(2)
 	w.until("all sleep with it back", asleep)
 	w.same(5, 1)
+}
+
+// A node that comes back while a leader is falling asleep finds it awake.
+func TestANodeIsBackWhileItsLeaderFallsAsleep(t *testing.T) {
+	w := newWorld(t, 3, nil)
+	w.isolate(3)
+	first := raft.Membership{Epoch: 1}
+	for id := raft.NodeID(1); id <= 3; id++ {
+		first.Voters = append(first.Voters, raft.Member{Replica: raft.ReplicaID(id), Node: id})
+	}
+	for id := raft.NodeID(1); id <= 2; id++ {
+		w.startOn(id, ReplicaSpec{Group: 2, Replica: raft.ReplicaID(id), First: first, Preferred: 1})
+	}
+	w.mustPropose(2, "x")
+	w.until("the leader is falling asleep", func() bool {
+		return slices.ContainsFunc(w.wires, func(p parcel) bool {
+			return slices.ContainsFunc(p.ms, func(m raft.Message) bool {
+				a, ok := m.Body.(*raft.AppendEntries)
+				return ok && a.Sleep
+			})
+		})
+	})
+	w.heal(3)
+	w.run(100 * time.Millisecond)
+	w.startOn(3, ReplicaSpec{Group: 2, Replica: 3})
+	w.until("the third replica has caught up", func() bool {
+		m := w.nodes[3].tally[2]
+		return m != nil && m.count == 1
+	})
 }
 
 func TestLowerMedian(t *testing.T) {
