@@ -23,17 +23,21 @@ func (n *Node) kvOptions() shardkv.Options {
 			}
 			return 0
 		},
-		Address: func(id raft.NodeID) string {
-			if m := n.ctrl.Maps().Current(); m != nil {
-				if node, ok := m.Node(id); ok {
-					return node.Addr
-				}
-			}
-			return ""
-		},
+		Address:   n.address,
 		HasQuorum: n.hasQuorum,
+		Pull:      newPuller(n).pull,
 		Logger:    n.logger,
 	}
+}
+
+// address is a node's gRPC address, "" if it is not known.
+func (n *Node) address(id raft.NodeID) string {
+	if m := n.ctrl.Maps().Current(); m != nil {
+		if node, ok := m.Node(id); ok {
+			return node.Addr
+		}
+	}
+	return ""
 }
 
 // hasQuorum tells whether a majority of a group's voters is on nodes that are

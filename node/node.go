@@ -71,7 +71,8 @@ type Node struct {
 	changed chan struct{} // has an element when leaders or replicas have changed
 
 	ended   chan struct{}      // closed when Stop is called
-	stop    context.CancelFunc // ends the node's own goroutines
+	ctx     context.Context    // of the node's own goroutines
+	stop    context.CancelFunc // ends them
 	running sync.WaitGroup     // of them
 }
 
@@ -95,6 +96,7 @@ func Start(options Options) (*Node, error) {
 		replays:     replays{end: make(map[raft.ReplicaKey]raft.Index)},
 		startErrors: make(map[raft.ReplicaKey]string),
 	}
+	n.ctx, n.stop = context.WithCancel(context.Background())
 	if err := n.open(); err != nil {
 		closeErr := n.closeAll(context.Background())
 		if n.states != nil && pebble.IsCorruptionError(err) {
@@ -219,6 +221,7 @@ func (n *Node) openDoors() error {
 	n.transport.Register(n.grpc)
 	flotillav1.RegisterKVServer(n.grpc, n.kv)
 	flotillav1.RegisterClusterServer(n.grpc, n.ctrl)
+	flotillav1.RegisterMigrationServer(n.grpc, n.kv)
 	healthv1.RegisterHealthServer(n.grpc, n.health)
 	n.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
 	reflection.Register(n.grpc)
@@ -250,8 +253,7 @@ func (n *Node) openDoors() error {
 	}
 	n.http = serveHTTP(n.security.httpListener(n.listeners.http), n.metrics.registry, n, n.options.Pprof, n.logger)
 
-	ctx, stop := context.WithCancel(context.Background())
-	n.stop = stop
+	ctx := n.ctx
 	n.running.Go(func() {
 		if err := n.grpc.Serve(n.listeners.grpc); err != nil && ctx.Err() == nil {
 			n.fail(fmt.Errorf("the gRPC door has closed: %w", err))
@@ -324,9 +326,7 @@ func (n *Node) Stop(ctx context.Context) error {
 // closeAll closes what is open, the other way round than it was opened.
 func (n *Node) closeAll(ctx context.Context) error {
 	var errs []error
-	if n.stop != nil {
-		n.stop()
-	}
+	n.stop()
 	if n.resp != nil {
 		errs = append(errs, n.resp.Close(ctx))
 	}

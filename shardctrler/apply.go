@@ -18,6 +18,9 @@ func apply(s *State, index raft.Index, stamp int64, commands []Command) (next *S
 	for i, c := range commands {
 		answers[i] = d.apply(c)
 	}
+	if d.copied[recordMove] {
+		d.beginMoves()
+	}
 	next, changed = d.finish()
 	return next, answers, changed
 }
@@ -40,6 +43,12 @@ func (d *draft) apply(c Command) any {
 		return outcome(d.observe(c))
 	case Prefer:
 		return outcome(d.prefer(c))
+	case OrderMove:
+		return answer(d.orderMove(c))
+	case CancelMove:
+		return outcome(d.cancelMove(c))
+	case ReportMove:
+		return outcome(d.reportMove(c))
 	}
 	return invalid("unknown command %T", c)
 }
@@ -289,6 +298,8 @@ func (d *draft) commitOne(o Operation) error {
 		return d.commitTransfer(o, body)
 	case ChangeMembership:
 		return d.commitChange(o, body)
+	case StartMove:
+		return d.commitMove(o, body)
 	}
 	return invalid("unknown operation %T", o.Body)
 }

@@ -29,7 +29,7 @@ func (d *draft) createGroups(o Operation, c CreateGroups) error {
 		owners[shard] = first + raft.GroupID(place)
 		d.setOwner(shardmap.ShardID(shard), shardmap.Assignment{Group: owners[shard], Generation: 1})
 	}
-	d.addConfig(o.Reason, owners)
+	d.addConfig(o.Reason, owners, nil)
 	d.addEvent(c.kind(), "cluster", fmt.Sprintf("operation %d: %s", d.nextOperation(), o.Reason))
 	return nil
 }

@@ -310,7 +310,7 @@ func TestBoundsOfTheState(t *testing.T) {
 		d.addEvent("kind", "subject", strings.Repeat("x", reasonMax+1))
 	}
 	for range configsMax + 10 {
-		d.addConfig("reason", nil)
+		d.addConfig("reason", nil, nil)
 	}
 	s, _ := d.finish()
 	if len(s.Events) != eventsMax || s.Events[0].ID != 11 || len(s.Events[0].Reason) != reasonMax {
@@ -344,7 +344,9 @@ func drawCommand(t *rapid.T, s *State) Command {
 			return shardmap.Member{Replica: raft.ReplicaID(rapid.Uint64Range(0, 5).Draw(t, "replica")), Node: node.Draw(t, "at"), Learner: rapid.Bool().Draw(t, "learner")}
 		}), 0, 4).Draw(t, "members")
 	}
-	switch rapid.IntRange(0, 9).Draw(t, "command") {
+	shard := rapid.Custom(func(t *rapid.T) shardmap.ShardID { return shardmap.ShardID(rapid.Uint64Range(0, 20).Draw(t, "shard")) })
+	move := rapid.Custom(func(t *rapid.T) OperationID { return OperationID(rapid.Uint64Range(0, uint64(s.LastOperation)+1).Draw(t, "move")) })
+	switch rapid.IntRange(0, 12).Draw(t, "command") {
 	case 0:
 		return initCommand(rapid.SampledFrom([]uint64{1, 16, 300, 1024}).Draw(t, "shards"), rapid.Uint64Range(0, 4).Draw(t, "replicas"), rapid.Uint64Range(1, 5).Draw(t, "groups"))
 	case 1, 2:
@@ -364,8 +366,15 @@ func drawCommand(t *rapid.T, s *State) Command {
 			Birth{group.Draw(t, "group"), 1},
 			TransferLeader{group.Draw(t, "group"), rapid.Uint64Range(0, 3).Draw(t, "epoch"), node.Draw(t, "node")},
 			ChangeMembership{group.Draw(t, "group"), rapid.Uint64Range(0, 3).Draw(t, "epoch"), members()},
+			StartMove{shard.Draw(t, "shard"), group.Draw(t, "from"), group.Draw(t, "to"), shardmap.Generation(rapid.Uint64Range(0, 3).Draw(t, "generation"))},
 		}).Draw(t, "body")
 		return Commit{Operations: []Operation{{Body: body, Reason: "drawn"}}}
+	case 7:
+		return OrderMove{Shard: shard.Draw(t, "shard"), To: group.Draw(t, "to")}
+	case 8:
+		return CancelMove{Move: move.Draw(t, "move")}
+	case 9:
+		return ReportMove{Move: move.Draw(t, "move"), State: MoveState(rapid.IntRange(0, 4).Draw(t, "state")), Pause: 5, Bytes: 7}
 	}
 	return Commit{Operations: Plan(s, allUp(s))}
 }

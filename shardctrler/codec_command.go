@@ -16,6 +16,9 @@ const (
 	tagFinish
 	tagObserve
 	tagPrefer
+	tagOrderMove
+	tagCancelMove
+	tagReportMove
 )
 
 // Likewise for the body of an operation.
@@ -25,6 +28,7 @@ const (
 	tagBirth
 	tagTransferLeader
 	tagChangeMembership
+	tagStartMove
 )
 
 // EncodeCommand is what is proposed for c.
@@ -63,6 +67,19 @@ func EncodeCommand(c Command) []byte {
 		e.byte(tagPrefer)
 		e.uint(uint64(c.Group))
 		e.uint(uint64(c.Node))
+	case OrderMove:
+		e.byte(tagOrderMove)
+		e.uint(uint64(c.Shard))
+		e.uint(uint64(c.To))
+	case CancelMove:
+		e.byte(tagCancelMove)
+		e.uint(uint64(c.Move))
+	case ReportMove:
+		e.byte(tagReportMove)
+		e.uint(uint64(c.Move))
+		e.byte(byte(c.State))
+		e.int(c.Pause)
+		e.int(c.Bytes)
 	}
 	return e.b
 }
@@ -96,6 +113,12 @@ func (d *decoder) command(tag byte) Command {
 		return Observe{Group: raft.GroupID(d.uint()), Epoch: d.uint(), Members: d.members()}
 	case tagPrefer:
 		return Prefer{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint())}
+	case tagOrderMove:
+		return OrderMove{Shard: shardmap.ShardID(d.uint()), To: raft.GroupID(d.uint())}
+	case tagCancelMove:
+		return CancelMove{Move: OperationID(d.uint())}
+	case tagReportMove:
+		return ReportMove{Move: OperationID(d.uint()), State: d.moveState(), Pause: d.int(), Bytes: d.int()}
 	}
 	d.fail("command %d is not known", tag)
 	return nil
@@ -146,6 +169,12 @@ func (e *encoder) operation(o Operation) {
 		e.uint(uint64(b.Group))
 		e.uint(b.Epoch)
 		e.members(b.Members)
+	case StartMove:
+		e.byte(tagStartMove)
+		e.uint(uint64(b.Shard))
+		e.uint(uint64(b.From))
+		e.uint(uint64(b.To))
+		e.uint(uint64(b.Generation))
 	default:
 		e.byte(0)
 	}
@@ -174,6 +203,8 @@ func (d *decoder) body(tag byte) Body {
 		return TransferLeader{Group: raft.GroupID(d.uint()), Epoch: d.uint(), To: raft.NodeID(d.uint())}
 	case tagChangeMembership:
 		return ChangeMembership{Group: raft.GroupID(d.uint()), Epoch: d.uint(), Members: d.members()}
+	case tagStartMove:
+		return StartMove{Shard: shardmap.ShardID(d.uint()), From: raft.GroupID(d.uint()), To: raft.GroupID(d.uint()), Generation: shardmap.Generation(d.uint())}
 	}
 	d.fail("operation %d is not known", tag)
 	return nil

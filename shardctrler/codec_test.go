@@ -23,11 +23,15 @@ func everyCommand() []Command {
 			{ID: 2, Reason: "", Body: SetNodeState{Node: 3, State: shardmap.NodeDown}},
 			{ID: 3, Body: Birth{Group: 4, Generation: 5}},
 			{ID: 4, Body: TransferLeader{Group: 5, Epoch: 6, To: 7}},
+			{ID: 5, Body: StartMove{Shard: 300, From: 2, To: 3, Generation: 9}},
 			{ID: 1 << 60, At: 1 << 40, Body: ChangeMembership{Group: 1 << 50, Epoch: 9, Members: members}},
 		}},
 		Finish{Operation: 9, Done: true, Detail: "d"},
 		Observe{Group: 1, Epoch: 2, Members: members},
 		Prefer{Group: 3, Node: 4},
+		OrderMove{Shard: 70_000, To: 3},
+		CancelMove{Move: 1 << 40},
+		ReportMove{Move: 7, State: MoveFailed, Pause: 1500, Bytes: -1},
 	}
 }
 

@@ -6,7 +6,8 @@ import (
 )
 
 // Command is what an entry of the config group's log says: Init, Register,
-// Commit, Finish, Observe or Prefer.
+// Commit, Finish, Observe or Prefer, and of moves OrderMove, CancelMove or
+// ReportMove.
 type Command interface{ isCommand() }
 
 // Init makes the cluster: its id, its policy, its first node and the config

@@ -28,6 +28,9 @@
 //     again by the group. So any part may be repeated, and a leader of the
 //     config group may be lost between any two of them.
 //   - A group has at most one operation pending.
+//   - A shard has at most one move that has not ended. Moves are numbered like
+//     operations; who serves the shard is recorded when the target's leader says
+//     so, and a few moves of each group are under way at once, the oldest first.
 //   - Every decision is an event with its reason.
 //   - A map has the revision of the last entry that changed it. A higher
 //     revision wins over a lower, and for one shard the higher generation wins
@@ -73,7 +76,8 @@
 // # Commands and records
 //
 // u is a uvarint, i a signed varint, t a u length and so many bytes, n* a u
-// count and so many n, b a byte. Everything begins with a version byte, 1.
+// count and so many n, b a byte. Everything begins with a version byte: commands
+// with 1, records with 2.
 //
 // Commands, tag in the second byte:
 //
@@ -83,6 +87,9 @@
 //	4 Finish    operation u, done b, detail t
 //	5 Observe   group u, epoch u, member*
 //	6 Prefer    group u, node u
+//	7 OrderMove shard u, group u
+//	8 CancelMove  move u
+//	9 ReportMove  move u, state b, pause i, bytes i
 //
 //	registration  random id t, name t, zone t, addr t, gossip t, resp t, http t, version t
 //	member        replica u, node u, flags b (1 learner, 2 first)
@@ -92,15 +99,17 @@
 //	  3 Birth             group u, generation u
 //	  4 TransferLeader    group u, epoch u, node u
 //	  5 ChangeMembership  group u, epoch u, member*
+//	  6 StartMove         shard u, from u, to u, generation u
 //
 // Records: the key is the kind (1 byte) and an id (8 bytes, big-endian). The
 // applied index beside them is the host's.
 //
 //	'm' 0          cluster t, replicas u, groups u, time i, revision u, last node u, group u, operation u, event u
 //	'n' node       id u, registration, state b, since i
-//	'g' group      id u, member*, epoch u, preferred u, last replica u, initial b, born b
+//	'g' group      id u, member*, epoch u, preferred u, last replica u, initial b, born b, leaving b
 //	's' page       (group u, generation u)*, 256 shards a page
-//	'c' config     num u, created i, reason t, (group u, node u*)*, owner u*
+//	'c' config     num u, created i, reason t, (group u, node u*)*, owner u*, pinned shard u*
 //	'o' operation  as above
+//	'v' move       id u, shard u, from u, to u, generation u, state b, reason t, started i, ended i, begun b, cancel b, pause i, bytes i
 //	'e' event      id u, time i, kind t, subject t, reason t
 package shardctrler

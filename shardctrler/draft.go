@@ -89,8 +89,8 @@ func (d *draft) setOwner(shard shardmap.ShardID, a shardmap.Assignment) {
 }
 
 // addConfig appends the next config and forgets the oldest past the limit.
-func (d *draft) addConfig(reason string, owners []raft.GroupID) {
-	c := Config{Num: d.config().Num + 1, Created: d.Time, Reason: clip(reason), Owners: owners}
+func (d *draft) addConfig(reason string, owners []raft.GroupID, pinned []shardmap.ShardID) {
+	c := Config{Num: d.config().Num + 1, Created: d.Time, Reason: clip(reason), Owners: owners, Pinned: pinned}
 	for _, g := range d.replicaGroups() {
 		cg := ConfigGroup{ID: g.ID}
 		for _, m := range g.Members {

@@ -60,7 +60,7 @@ func (s Send) Result(answer *flotillav1.ExecuteResponse, err error) SendResult {
 		result.Detail = err.Error()
 		return result
 	}
-	result.Accepted, result.Leader, result.Detail = answer.Accepted, raft.NodeID(answer.LeaderNode), answer.Message
+	result.Accepted, result.Leader, result.Detail, result.Move = answer.Accepted, raft.NodeID(answer.LeaderNode), answer.Message, answer.Move
 	return result
 }
 

@@ -70,6 +70,18 @@ func CarryOut(groups Groups, shards Shards, r *flotillav1.ExecuteRequest, done f
 		change(groups, st, r.Epoch, membersFromWire(op.ChangeMembership.GetMembers()), finish)
 	case *flotillav1.ExecuteRequest_Birth:
 		bear(shards, st.Group, op.Birth, finish)
+	case *flotillav1.ExecuteRequest_ImportShard:
+		if op.ImportShard.GetShard() >= shardmap.ShardsMax {
+			finish("", invalid("shard %d is none", op.ImportShard.GetShard()))
+			return
+		}
+		shards.Import(st.Group, r.OperationId, op.ImportShard, func(report *flotillav1.MoveReport, err error) {
+			if err != nil {
+				finish("", err)
+				return
+			}
+			done(&flotillav1.ExecuteResponse{Accepted: true, Message: report.GetPhase(), LeaderNode: uint64(st.Leader.Node), Move: report}, nil)
+		})
 	default:
 		done(nil, invalid("operation %d has nothing in it that this version knows", r.OperationId))
 	}
@@ -151,6 +163,9 @@ func (c *Controller) executeWish(ctx context.Context, r *flotillav1.ExecuteReque
 
 // request is how an operation is sent.
 func (s send) request(cluster string) *flotillav1.ExecuteRequest {
+	if s.move.ID != 0 {
+		return importRequest(cluster, s.move)
+	}
 	r := &flotillav1.ExecuteRequest{ClusterId: cluster, OperationId: uint64(s.operation.ID)}
 	switch b := s.operation.Body.(type) {
 	case Birth:

@@ -36,6 +36,8 @@ type fakeCluster struct {
 	proposals int
 	groups    map[raft.GroupID]*fakeGroup
 	nodes     map[string]*fakeNode // by address
+	stuck     bool                 // moves do not go on
+	refuse    bool                 // the targets of moves refuse their copies
 	closed    bool
 	work      sync.WaitGroup
 }
@@ -50,6 +52,15 @@ type fakeGroup struct {
 	born       []shardmap.ShardID // nil: not yet
 	generation shardmap.Generation
 	births     int // how often it was really born
+	imports    map[shardmap.ShardID]*fakeImport
+}
+
+// fakeImport is a move into a group: each question takes it a phase further.
+type fakeImport struct {
+	number uint64
+	order  *flotillav1.ImportShard
+	phase  int // of fakePhases
+	ended  string
 }
 
 // fakeNode is one process with its data dir: what is below disk survives.
@@ -520,6 +531,59 @@ func (n *fakeNode) Born(id raft.GroupID) bool {
 	n.cluster.mu.Lock()
 	defer n.cluster.mu.Unlock()
 	return n.cluster.groups[id].born != nil
+}
+
+var fakePhases = []string{"importing", "catching-up", "handing-off", "verifying", "done"}
+
+func (n *fakeNode) Import(id raft.GroupID, number uint64, order *flotillav1.ImportShard, done func(*flotillav1.MoveReport, error)) {
+	n.cluster.mu.Lock()
+	g := n.cluster.groups[id]
+	if g.imports == nil {
+		g.imports = make(map[shardmap.ShardID]*fakeImport)
+	}
+	shard := shardmap.ShardID(order.GetShard())
+	x := g.imports[shard]
+	if x == nil || x.number < number {
+		x = &fakeImport{number: number, order: order}
+		g.imports[shard] = x
+	}
+	switch {
+	case x.ended != "":
+	case order.GetCancel() && fakePhases[x.phase] != phaseVerifying && fakePhases[x.phase] != phaseDone:
+		x.ended = phaseCancelled
+	case n.cluster.refuse:
+		x.ended = phaseFailed
+	case n.cluster.stuck:
+	case x.phase < len(fakePhases)-1:
+		if x.phase++; fakePhases[x.phase] == phaseVerifying {
+			from := n.cluster.groups[raft.GroupID(order.GetFromGroup())]
+			from.born = slices.DeleteFunc(from.born, func(s shardmap.ShardID) bool { return s == shard })
+			g.born = append(g.born, shard)
+		}
+	}
+	report := x.report()
+	n.cluster.mu.Unlock()
+	done(report, nil)
+}
+
+func (x *fakeImport) report() *flotillav1.MoveReport {
+	r := &flotillav1.MoveReport{Id: x.number, Shard: x.order.GetShard(), Phase: fakePhases[x.phase], BytesDone: 5, BytesTotal: 10, PauseUs: 900}
+	if x.ended != "" {
+		r.Phase = x.ended
+	}
+	return r
+}
+
+func (n *fakeNode) MoveReports(id raft.GroupID) []*flotillav1.MoveReport {
+	n.cluster.mu.Lock()
+	defer n.cluster.mu.Unlock()
+	var reports []*flotillav1.MoveReport
+	for _, x := range n.cluster.groups[id].imports {
+		if r := x.report(); r.Phase != phaseDone && x.ended == "" {
+			reports = append(reports, r)
+		}
+	}
+	return reports
 }
 
 func (n *fakeNode) ShardStatuses(id raft.GroupID) []*flotillav1.ShardStatus {

@@ -97,6 +97,12 @@ type Shards interface {
 	Birth(group raft.GroupID, shards []shardmap.ShardID, generation shardmap.Generation, done func(error))
 	// Born tells whether the group is known here to have been born.
 	Born(group raft.GroupID) bool
+	// Import has the group that this node leads take a shard over, or end that,
+	// and tells how the move with that number stands. done is called once, from
+	// any goroutine.
+	Import(group raft.GroupID, number uint64, order *flotillav1.ImportShard, done func(*flotillav1.MoveReport, error))
+	// MoveReports tells how the moves into a group stand.
+	MoveReports(group raft.GroupID) []*flotillav1.MoveReport
 	// ShardStatuses lists the shards of a group with estimates of what is in
 	// them.
 	ShardStatuses(group raft.GroupID) []*flotillav1.ShardStatus

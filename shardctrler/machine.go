@@ -84,6 +84,9 @@ func (m *Machine) restore(r recordReader) error {
 	if err := r.Error(); err != nil {
 		return fmt.Errorf("config group: reading the stored state: %w", err)
 	}
+	if err := s.check(); err != nil {
+		return fmt.Errorf("config group: the stored state: %w", err)
+	}
 	m.applied = s
 	m.publish()
 	return nil

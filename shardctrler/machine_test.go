@@ -56,6 +56,9 @@ func encodedState(s *State) []byte {
 	for _, o := range s.Operations {
 		add(recordKey{recordOperation, uint64(o.ID)})
 	}
+	for _, m := range s.Moves {
+		add(recordKey{recordMove, uint64(m.ID)})
+	}
 	for _, e := range s.Events {
 		add(recordKey{recordEvent, uint64(e.ID)})
 	}

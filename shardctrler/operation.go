@@ -17,8 +17,7 @@ type Operation struct {
 }
 
 // Body is the closed set of operations: CreateGroups, SetNodeState, Birth,
-// TransferLeader and ChangeMembership. Moves of shards and destruction of
-// groups are to join them.
+// TransferLeader, ChangeMembership and StartMove.
 type Body interface {
 	// kind is the word that events use.
 	kind() string

@@ -77,6 +77,7 @@ func Plan(s *State, o Observed) []Operation {
 	p.births()
 	p.configGroup()
 	p.leaders()
+	p.moves()
 	return p.operations
 }
 

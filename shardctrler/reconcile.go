@@ -205,6 +205,12 @@ func (c *Controller) takeHints(s *State) []LeaderHint {
 			delete(c.hints, group)
 		}
 	}
+	for _, m := range s.underWay() {
+		if node := c.hints[m.To]; node != 0 {
+			hints = append(hints, LeaderHint{m.To, node})
+			delete(c.hints, m.To)
+		}
+	}
 	return hints
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
@@ -74,6 +75,7 @@ type SendResult struct {
 	Accepted  bool
 	Leader    raft.NodeID // where the leader is, 0 if that is not known
 	Detail    string
+	Move      *flotillav1.MoveReport // of a move that was accepted; else nil
 }
 
 // LeaderHint says that a node has begun to lead a group.
@@ -92,6 +94,7 @@ type turnOutput struct {
 // send is one attempt to have an operation carried out.
 type send struct {
 	operation Operation
+	move      Move // if it is one, which its ID tells; else operation
 	to        raft.NodeID
 	shards    []shardmap.ShardID // of a Birth
 }
@@ -127,7 +130,8 @@ func (r *reconciler) turn(in turnInput) turnOutput {
 // forget drops what is remembered of operations that have ended.
 func (r *reconciler) forget(in turnInput) {
 	for id := range r.attempts {
-		if _, pending := in.state.operation(id); !pending {
+		m, isMove := in.state.move(id)
+		if _, pending := in.state.operation(id); !pending && !(isMove && m.active()) {
 			delete(r.attempts, id)
 		}
 	}
@@ -140,27 +144,36 @@ func (r *reconciler) forget(in turnInput) {
 
 // result notes how an attempt ended, and says what is to be committed of it.
 func (r *reconciler) result(in turnInput, result SendResult) Command {
-	o, pending := in.state.operation(result.Operation)
 	a := r.attempts[result.Operation]
+	if m, isMove := in.state.move(result.Operation); isMove && m.active() && a != nil {
+		return r.moveResult(in, m, a, result)
+	}
+	o, pending := in.state.operation(result.Operation)
 	if !pending || a == nil {
 		return nil
 	}
 	a.running = false
-	a.last = result.Detail
 	if result.Accepted {
+		a.last = result.Detail
 		return r.accepted(in, o, a, result)
 	}
+	r.failed(in, a, result)
+	if _, isTransfer := o.Body.(TransferLeader); isTransfer && in.now.UnixMilli()-o.At > transferPatience.Milliseconds() {
+		r.hold(in, o)
+		return Finish{Operation: o.ID, Detail: "given up: " + result.Detail}
+	}
+	return nil
+}
+
+// failed notes that an attempt came to nothing.
+func (r *reconciler) failed(in turnInput, a *attempt, result SendResult) {
+	a.last = result.Detail
 	a.failures++
 	a.target = result.Leader
 	a.notBefore = in.now.Add(a.backoff())
 	if result.Leader != 0 && a.failures == 1 {
 		a.notBefore = in.now
 	}
-	if _, isTransfer := o.Body.(TransferLeader); isTransfer && in.now.UnixMilli()-o.At > transferPatience.Milliseconds() {
-		r.hold(in, o)
-		return Finish{Operation: o.ID, Detail: "given up: " + result.Detail}
-	}
-	return nil
 }
 
 func (r *reconciler) accepted(in turnInput, o Operation, a *attempt, result SendResult) Command {
@@ -192,12 +205,18 @@ func (a *attempt) backoff() time.Duration {
 
 // hint sends at once what was waiting for a leader.
 func (r *reconciler) hint(in turnInput, h LeaderHint) {
-	o, pending := in.state.pendingFor(h.Group)
-	if !pending {
-		return
+	waits := func(id OperationID) {
+		if a := r.attempts[id]; a != nil && !a.running && a.failures > 0 {
+			a.target, a.notBefore = h.Node, in.now
+		}
 	}
-	if a := r.attempts[o.ID]; a != nil && !a.running && a.failures > 0 {
-		a.target, a.notBefore = h.Node, in.now
+	if o, pending := in.state.pendingFor(h.Group); pending {
+		waits(o.ID)
+	}
+	for _, m := range in.state.Moves {
+		if m.active() && m.To == h.Group {
+			waits(m.ID)
+		}
 	}
 }
 
@@ -249,11 +268,7 @@ func (r *reconciler) send(in turnInput, out *turnOutput) {
 		}
 	}
 	for _, o := range in.state.Operations {
-		a := r.attempts[o.ID]
-		if a == nil {
-			a = new(attempt)
-			r.attempts[o.ID] = a
-		}
+		a := r.attempt(o.ID)
 		switch {
 		case a.running:
 		case a.notBefore.After(in.now):
@@ -261,9 +276,21 @@ func (r *reconciler) send(in turnInput, out *turnOutput) {
 		case running < sendsMax:
 			running++
 			a.running = true
-			out.sends = append(out.sends, send{operation: o, to: a.choose(in, o), shards: birthShards(in.state, o)})
+			id, _ := o.group()
+			out.sends = append(out.sends, send{operation: o, to: a.choose(in, id), shards: birthShards(in.state, o)})
 		}
 	}
+	r.sendMoves(in, running, out)
+}
+
+// attempt is what is remembered of an operation or a move.
+func (r *reconciler) attempt(id OperationID) *attempt {
+	a := r.attempts[id]
+	if a == nil {
+		a = new(attempt)
+		r.attempts[id] = a
+	}
+	return a
 }
 
 // birthShards are the shards that a Birth has to name.
@@ -274,14 +301,13 @@ func birthShards(s *State, o Operation) []shardmap.ShardID {
 	return nil
 }
 
-// choose is the node to send to: where the leader is said to be, else where it
-// should be, else each member in turn.
-func (a *attempt) choose(in turnInput, o Operation) raft.NodeID {
+// choose is the node to send to for a group: where the leader is said to be,
+// else where it should be, else each member in turn.
+func (a *attempt) choose(in turnInput, id raft.GroupID) raft.NodeID {
 	if to := a.target; to != 0 {
 		a.target = 0
 		return to
 	}
-	id, _ := o.group()
 	g, _ := in.state.group(id)
 	var order []raft.NodeID
 	if i, ok := slices.BinarySearchFunc(in.observed.Groups, id, func(g ObservedGroup, id raft.GroupID) int { return compare(g.ID, id) }); ok && in.observed.Groups[i].Leader != 0 {
@@ -315,7 +341,7 @@ func (r *reconciler) waits(s *State, now time.Time) []string {
 		waits = append(waits, fmt.Sprintf("operation %d (%s of group %d, %v old): %s", o.ID, o.Body.kind(), id,
 			now.Sub(time.UnixMilli(o.At)).Round(time.Second), last))
 	}
-	return waits
+	return append(waits, r.moveWaits(s, now)...)
 }
 
 func earliest(a, b time.Time) time.Time {

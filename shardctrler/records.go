@@ -9,7 +9,7 @@ import (
 )
 
 // recordVersion is the first byte of every stored record.
-const recordVersion = 1
+const recordVersion = 2
 
 // recordKind is the first byte of a record's key.
 type recordKind byte
@@ -22,6 +22,7 @@ const (
 	recordShards    recordKind = 's'
 	recordConfig    recordKind = 'c'
 	recordOperation recordKind = 'o'
+	recordMove      recordKind = 'v'
 	recordEvent     recordKind = 'e'
 )
 
@@ -79,6 +80,11 @@ func (s *State) record(k recordKey) ([]byte, bool) {
 		if o, ok = s.operation(OperationID(k.id)); ok {
 			e.operation(o)
 		}
+	case recordMove:
+		var m Move
+		if m, ok = s.move(OperationID(k.id)); ok {
+			e.move(m)
+		}
 	case recordEvent:
 		if ok = len(s.Events) > 0 && k.id >= uint64(s.Events[0].ID); ok {
 			e.event(s.Events[k.id-uint64(s.Events[0].ID)])
@@ -115,6 +121,8 @@ func (s *State) load(key, value []byte) error {
 		s.Configs = append(s.Configs, d.config())
 	case recordOperation:
 		s.Operations = append(s.Operations, d.operation())
+	case recordMove:
+		s.Moves = append(s.Moves, d.move())
 	case recordEvent:
 		s.Events = append(s.Events, d.event())
 	default:
@@ -122,6 +130,21 @@ func (s *State) load(key, value []byte) error {
 	}
 	if err := d.end(); err != nil {
 		return fmt.Errorf("record %q %d: %w", k.kind, k.id, err)
+	}
+	return nil
+}
+
+// check refuses a state whose parts do not belong together.
+func (s *State) check() error {
+	for _, c := range s.Configs {
+		if len(c.Owners) != len(s.Shards) || len(c.Pinned) > 0 && int(c.Pinned[len(c.Pinned)-1]) >= len(s.Shards) {
+			return fmt.Errorf("%w: config %d of %d shards, there are %d", errMalformed, c.Num, len(c.Owners), len(s.Shards))
+		}
+	}
+	for _, m := range s.Moves {
+		if uint64(m.Shard) >= uint64(len(s.Shards)) || len(s.Configs) == 0 {
+			return fmt.Errorf("%w: move %d of shard %d of %d", errMalformed, m.ID, m.Shard, len(s.Shards))
+		}
 	}
 	return nil
 }
@@ -168,11 +191,12 @@ func (e *encoder) group(g Group) {
 	e.uint(uint64(g.LastReplica))
 	e.bool(g.Initial)
 	e.bool(g.Born)
+	e.bool(g.Leaving)
 }
 
 func (d *decoder) group() Group {
 	return Group{ID: raft.GroupID(d.uint()), Members: d.members(), Epoch: d.uint(), Preferred: raft.NodeID(d.uint()),
-		LastReplica: raft.ReplicaID(d.uint()), Initial: d.bool(), Born: d.bool()}
+		LastReplica: raft.ReplicaID(d.uint()), Initial: d.bool(), Born: d.bool(), Leaving: d.bool()}
 }
 
 func (e *encoder) shards(page []shardmap.Assignment) {
@@ -204,6 +228,10 @@ func (e *encoder) config(c Config) {
 	for _, g := range c.Owners {
 		e.uint(uint64(g))
 	}
+	e.count(len(c.Pinned))
+	for _, shard := range c.Pinned {
+		e.uint(uint64(shard))
+	}
 }
 
 func (d *decoder) config() Config {
@@ -214,7 +242,40 @@ func (d *decoder) config() Config {
 	for range d.count() {
 		c.Owners = append(c.Owners, raft.GroupID(d.uint()))
 	}
+	for range d.count() {
+		c.Pinned = append(c.Pinned, shardmap.ShardID(d.uint()))
+	}
 	return c
+}
+
+func (e *encoder) move(m Move) {
+	e.uint(uint64(m.ID))
+	e.uint(uint64(m.Shard))
+	e.uint(uint64(m.From))
+	e.uint(uint64(m.To))
+	e.uint(uint64(m.Generation))
+	e.byte(byte(m.State))
+	e.text(m.Reason)
+	e.int(m.Started)
+	e.int(m.Ended)
+	e.bool(m.Begun)
+	e.bool(m.Cancel)
+	e.int(m.Pause)
+	e.int(m.Bytes)
+}
+
+func (d *decoder) move() Move {
+	return Move{ID: OperationID(d.uint()), Shard: shardmap.ShardID(d.uint()), From: raft.GroupID(d.uint()), To: raft.GroupID(d.uint()),
+		Generation: shardmap.Generation(d.uint()), State: d.moveState(), Reason: d.text(), Started: d.int(), Ended: d.int(),
+		Begun: d.bool(), Cancel: d.bool(), Pause: d.int(), Bytes: d.int()}
+}
+
+func (d *decoder) moveState() MoveState {
+	v := MoveState(d.byte())
+	if v > MoveFailed {
+		d.fail("move state %d", v)
+	}
+	return v
 }
 
 func (e *encoder) event(v Event) {

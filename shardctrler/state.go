@@ -43,6 +43,7 @@ type State struct {
 	Shards     []shardmap.Assignment // who serves each shard now, indexed by ShardID
 	Configs    []Config              // ascending by Num, without gaps; the last is what is wished now
 	Operations []Operation           // committed and not yet finished, ascending by ID
+	Moves      []Move                // those under way and the last that have ended, ascending by ID
 	Events     []Event               // ascending by ID, without gaps
 
 	LastNode      raft.NodeID // the highest ever given; likewise below
@@ -95,6 +96,9 @@ type Group struct {
 	Initial bool
 	// Born: the group knows which shards it has.
 	Born bool
+	// Leaving: an operator removes it. Its shards go to the others, and then it
+	// ceases to be.
+	Leaving bool
 }
 
 // Config is a numbered assignment that was wished for.
@@ -104,6 +108,9 @@ type Config struct {
 	Reason  string
 	Groups  []ConfigGroup  // ascending by ID
 	Owners  []raft.GroupID // indexed by shard
+	// Pinned shards, ascending, were put where they are by an operator: they
+	// stay while their group does.
+	Pinned []shardmap.ShardID
 }
 
 // ConfigGroup is a group as a config names it.

@@ -39,6 +39,7 @@ func Report(node raft.NodeID, groups Groups, shards Shards, withShards bool) *fl
 		}
 		report.Led = append(report.Led, uint64(st.Group))
 		report.Groups = append(report.Groups, groupReport(st, st.Group == raft.ConfigGroup || shards.Born(st.Group)))
+		report.Moves = append(report.Moves, shards.MoveReports(st.Group)...)
 		if withShards && st.Group != raft.ConfigGroup {
 			report.Shards = append(report.Shards, shards.ShardStatuses(st.Group)...)
 		}
@@ -131,6 +132,7 @@ func (c *Controller) GetStatus(ctx context.Context, r *flotillav1.GetStatusReque
 	if r.Shards {
 		s.Shards = shardStatuses(m, reports)
 	}
+	s.Moves = c.movesUnderWay(ctx, reports)
 	return s, nil
 }
 

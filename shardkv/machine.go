@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
@@ -37,8 +38,9 @@ type Machine struct {
 
 	notes   notes
 	replica *statestore.Replica
-	exports bool            // some copy is not being added up yet
-	moved   func()          // is called when a move has gone on
+	exports bool   // some copy is not being added up yet
+	moved   func() // is called when a move has gone on
+	clock   func() time.Time
 	scan    func(*baseScan) // has a copy added up, beside the machine
 	scratch scratch
 
@@ -58,6 +60,7 @@ func NewMachine(group raft.GroupID) *Machine {
 		due:    math.MaxInt64,
 		ends:   math.MaxInt64,
 		moved:  func() {},
+		clock:  time.Now,
 		scan:   func(s *baseScan) { _ = s.run() },
 	}
 	m.nextDue.Store(math.MaxInt64)

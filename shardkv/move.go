@@ -62,6 +62,7 @@ type move struct {
 	time   int64
 	writes uint64
 	digest copyDigest
+	pause  int64 // of verified, too: microseconds since HandOff; 0: unknown
 }
 
 func (*move) isCommand() {}
@@ -96,6 +97,9 @@ func (c *move) encode(e *encoder) {
 		e.uint(c.writes)
 		c.digest.keys.encode(e)
 		c.digest.answers.encode(e)
+		e.int(c.pause)
+	case moveVerified:
+		e.int(c.pause)
 	}
 }
 
@@ -110,6 +114,9 @@ func decodeMove(d *decoder, kind moveKind) *move {
 	case moveActivate:
 		c.to, c.time, c.writes = d.bytes(), d.int(), d.uint()
 		c.digest = copyDigest{keys: decodeSum(d), answers: decodeSum(d)}
+		c.pause = d.int()
+	case moveVerified:
+		c.pause = d.int()
 	}
 	return c
 }
@@ -170,7 +177,7 @@ func sessionOf(b []byte) sessionID {
 func (m *Machine) applyMove(b *statestore.Batch, c *move) (*answer, error) {
 	sh := m.shards[c.shard]
 	if sh == nil {
-		if c.kind != moveBeginImport {
+		if c.kind != moveBeginImport && c.kind != moveCancelImport {
 			return refused("the group never had shard %d", c.shard), nil
 		}
 		sh = m.hold(c.shard, shardRecord{})
@@ -190,6 +197,11 @@ func (m *Machine) applyMove(b *statestore.Batch, c *move) (*answer, error) {
 		return m.beginImport(b, c, sh), nil
 	case moveVerified, moveDiffers, moveDone:
 		return m.verified(b, c, sh), nil
+	}
+	if c.kind == moveCancelImport && sh.state == shardAbsent && c.id > sh.move {
+		sh.move = c.id // it has not begun, and never will
+		m.save(sh)
+		return new(answer), nil
 	}
 	if why := sh.importsAs(c); why != "" {
 		return refused("%s", why), nil
@@ -241,6 +253,7 @@ func (m *Machine) handOff(c *move, sh *heldShard) *answer {
 		return refused("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move)
 	}
 	sh.state, sh.handed, sh.handedTime = shardHandedOff, m.notes.index, m.state.time
+	sh.export.handedAt = m.clock()
 	sh.sessions.leave()
 	m.save(sh)
 	return new(answer)
@@ -542,6 +555,7 @@ func (m *Machine) activate(c *move, sh *heldShard) *answer {
 	m.state.time = max(m.state.time, c.time)
 	in.writes = c.writes
 	m.saveImport(sh)
+	sh.pause, sh.copied = c.pause, c.digest.bytes()
 	sh.state, sh.generation, sh.writes, sh.unverified = shardOwned, c.generation+1, c.writes, true
 	m.save(sh)
 	m.serve(sh)
@@ -582,6 +596,9 @@ func (m *Machine) verified(b *statestore.Batch, c *move, sh *heldShard) *answer 
 			return refused("shard %d is stored otherwise than it was handed off", sh.id)
 		}
 		sh.unverified, sh.in.verified = false, true
+		if c.pause != 0 {
+			sh.pause = c.pause
+		}
 		b.DeleteRange(spaceOf(kindTombstone, sh))
 		m.save(sh)
 		m.saveImport(sh)

@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"bytes"
+	"fmt"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -33,6 +34,14 @@ type mover struct {
 	ended         bool // the source says that the move is no more
 	idle          bool // what was touched is taken in but for little: hand off
 
+	// For those who ask how it goes.
+	total    uint64    // bytes of the source's copy; 0: not known
+	handedAt time.Time // when HandOff was applied at the source; zero: not known
+	activate bool      // Activate is proposed
+	pause    time.Duration
+	why      string // what it waits for, beside what goes on; "": nothing
+	whySince time.Time
+
 	// Of the read-back of what is served.
 	serves   bool
 	compared []byte // through here the source's copy was compared
@@ -62,7 +71,7 @@ func (v *mover) turn(now time.Time, x *importStatus) moverAct {
 		return moverAct{}
 	}
 	if x.record.state != shardImporting {
-		return v.turnServing(x)
+		return v.turnServing(now, x)
 	}
 	in := &x.in
 	switch {
@@ -82,6 +91,9 @@ func (v *mover) turn(now time.Time, x *importStatus) moverAct {
 	if h := v.heard; h != nil {
 		v.heard = nil
 		if entries := h.entries(x); entries != nil {
+			if c := entries[len(entries)-1]; c.kind == moveActivate {
+				v.activate, c.pause = true, v.pausedFor(now).Microseconds()
+			}
 			return v.propose(entries...)
 		}
 	}
@@ -95,9 +107,9 @@ func (v *mover) turn(now time.Time, x *importStatus) moverAct {
 }
 
 // turnServing reads back what is served, and then has the source's copy deleted.
-func (v *mover) turnServing(x *importStatus) moverAct {
+func (v *mover) turnServing(now time.Time, x *importStatus) moverAct {
 	if !v.serves {
-		*v = mover{serves: true}
+		*v = mover{serves: true, pause: v.pause}
 	}
 	h := v.heard
 	v.heard = nil
@@ -107,7 +119,8 @@ func (v *mover) turnServing(x *importStatus) moverAct {
 	case x.in.verified:
 		return v.ask(x, flotillav1.PullRequest_WANT_DELETE, nil)
 	case x.in.unequal:
-		return moverAct{} // both copies are kept, until somebody looks
+		v.waitFor(now, "an operator: what is stored is not what was handed off, and both copies are kept")
+		return moverAct{}
 	case v.differs != "":
 		return v.propose(x.step(moveDiffers))
 	case h != nil:
@@ -119,7 +132,24 @@ func (v *mover) turnServing(x *importStatus) moverAct {
 		v.waits = true
 		return moverAct{addUp: true}
 	}
-	return v.propose(x.step(moveVerified))
+	c := x.step(moveVerified)
+	c.pause = v.pause.Microseconds()
+	return v.propose(c)
+}
+
+// pausedFor is how long ago the source has handed the shard off; 0: not known.
+func (v *mover) pausedFor(now time.Time) time.Duration {
+	if v.handedAt.IsZero() {
+		return 0
+	}
+	return max(time.Microsecond, now.Sub(v.handedAt))
+}
+
+// waitFor notes what holds the move up.
+func (v *mover) waitFor(now time.Time, format string, args ...any) {
+	if why := fmt.Sprintf(format, args...); why != v.why {
+		v.why, v.whySince = why, now
+	}
 }
 
 // compares takes in what came of a comparison, or of adding up: in what the
@@ -128,7 +158,7 @@ func (v *mover) compares(now time.Time, page *heardPage, differs string, err err
 	v.waits = false
 	switch {
 	case err != nil:
-		v.failed(now)
+		v.failed(now, "%v", err)
 		return
 	case differs != "":
 		v.differs = differs
@@ -137,7 +167,7 @@ func (v *mover) compares(now time.Time, page *heardPage, differs string, err err
 	default:
 		v.compared, v.allRead = page.GetTo(), page.GetDone()
 	}
-	v.failures = 0
+	v.succeeded()
 }
 
 // entries take a page in; nil: it does not fit where the import stands, or
@@ -187,24 +217,29 @@ func (v *mover) answered(now time.Time, q *flotillav1.PullRequest, r *flotillav1
 	v.waits = false
 	page := q.GetWant() == flotillav1.PullRequest_WANT_SCAN || q.GetWant() == flotillav1.PullRequest_WANT_TOUCHED || q.GetWant() == flotillav1.PullRequest_WANT_HAND_OFF
 	switch {
-	case r == nil || page && r.GetCode() == flotillav1.Code_OK && !wellFormed(r):
-		v.failed(now)
+	case r == nil:
+		v.failed(now, "group %d to answer", q.GetGroup())
+	case page && r.GetCode() == flotillav1.Code_OK && !wellFormed(r):
+		v.failed(now, "an undamaged page of group %d", q.GetGroup())
 	case q.GetWant() == flotillav1.PullRequest_WANT_CANCEL && r.GetEnded():
 		v.cancelRefused = true
 	case r.GetEnded() && !v.serves:
 		v.ended = true // whatever else is refused may be a matter of who was asked
 	case r.GetCode() != flotillav1.Code_OK:
-		v.failed(now)
+		v.failed(now, "group %d: %v %s", q.GetGroup(), r.GetCode(), r.GetMessage())
 	case !page:
 		v.ended = true // cancelled, taken back, or deleted
 	case v.serves && !r.GetFrozen():
-		v.failed(now) // a new leader of the source has not applied HandOff yet
+		v.failed(now, "the leader of group %d to apply the hand-off", q.GetGroup())
 	default:
-		v.failures = 0
+		v.succeeded()
+		if v.total = r.GetTotal(); r.GetHanded() != nil {
+			v.handedAt = now.Add(-time.Duration(r.GetHanded().GetAgoUs()) * time.Microsecond)
+		}
 		v.heard = &heardPage{from: q.GetFrom(), want: q.GetWant(), PullResponse: r}
 		v.idle = q.GetWant() != flotillav1.PullRequest_WANT_SCAN && r.GetDone()
 		if v.idle && bytes.Equal(r.GetTo(), q.GetFrom()) && r.GetHanded() == nil && q.GetWant() == flotillav1.PullRequest_WANT_HAND_OFF {
-			v.failed(now) // it is not ready to hand off
+			v.failed(now, "group %d to add its copy up", q.GetGroup())
 		}
 	}
 }
@@ -248,13 +283,21 @@ func itemOK(w *flotillav1.MoveItem) bool {
 func (v *mover) proposed(now time.Time, applied bool) {
 	v.waits = false
 	if !applied {
-		v.failed(now)
+		v.failed(now, "the group's log")
 	} else {
-		v.failures = 0
+		v.succeeded()
+		if v.activate {
+			v.pause = v.pausedFor(now)
+		}
 	}
+	v.activate = false
 }
 
-func (v *mover) failed(now time.Time) {
+func (v *mover) succeeded() { v.failures, v.why = 0, "" }
+
+// failed: it waits for something, and tries again.
+func (v *mover) failed(now time.Time, what string, args ...any) {
+	v.waitFor(now, what, args...)
 	v.retry = now.Add(min(moveWaitMin<<min(v.failures, 10), moveWaitMax))
 	v.failures++
 }

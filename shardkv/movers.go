@@ -11,7 +11,6 @@ import (
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/multiraft"
-	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
 // movers drives the imports of the groups that are led here.
@@ -108,33 +107,6 @@ func (s *Server) driveImport(host Host, g *group, key moverKey, x *importStatus,
 			s.moverHears(func(now time.Time) { v.compares(now, act.compare, differs, err) })
 		})
 	}
-}
-
-// Import is an order to take a shard over from another group.
-type Import struct {
-	Shard      shardmap.ShardID
-	Migration  uint64              // grows with every order, over all groups
-	Generation shardmap.Generation // that the shard has at its source
-	From       raft.GroupID
-}
-
-// Import has a group that this node leads begin to take a shard over: from then
-// on whoever leads it sees to it. One that has begun it takes it for done. done
-// is called once, as Submit's is.
-func (s *Server) Import(id raft.GroupID, order Import, done func(error)) {
-	host := s.host.Load()
-	if host == nil {
-		done(multiraft.ErrNoGroup)
-		return
-	}
-	c := &move{kind: moveBeginImport, shard: order.Shard, id: migrationID(order.Migration), generation: uint64(order.Generation), attempt: 1, peer: order.From}
-	(*host).ProposeUrgent(id, encodeCommand(c), func(res multiraft.Result) {
-		err := res.Err
-		if a, ok := res.Value.(*answer); err == nil && ok && a.refused != flotillav1.Code_OK {
-			err = errors.New(a.message)
-		}
-		done(err)
-	})
 }
 
 // Moving counts the shards of a group that are in a move, as committed here.

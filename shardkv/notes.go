@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/statestore"
@@ -175,6 +176,8 @@ type export struct {
 	base  *baseScan  // nil: not begun
 	since copyDigest // the difference to the base
 	void  bool       // all keys were cleared since: those of the base do not count
+	// handedAt is when this replica applied HandOff; zero: in an earlier life.
+	handedAt time.Time
 }
 
 // digest is that of the copy as it is; false: the base is not added up yet.

@@ -74,6 +74,8 @@ type shardRecord struct {
 	handed      raft.Index   // handed off: of HandOff
 	handedTime  int64        // the group's time then
 	unverified  bool         // owned: the source still has its copy
+	pause       int64        // of the move that brought it here: microseconds from HandOff to Activate, 0: not known
+	copied      uint64       // likewise: bytes that were handed off
 	writes      uint64       // how many writes the shard has had: the last version given. Stored, it may lag behind, see heldShard
 }
 
@@ -105,6 +107,8 @@ func (r shardRecord) encode() []byte {
 	e.uint(uint64(r.handed))
 	e.int(r.handedTime)
 	e.bool(r.unverified)
+	e.int(r.pause)
+	e.uint(r.copied)
 	return e.b
 }
 
@@ -152,7 +156,8 @@ func decodeImported(b []byte) (*imported, error) {
 func decodeShardRecord(b []byte) (shardRecord, error) {
 	d := decoder{b: b}
 	r := shardRecord{state: shardState(d.byte()), generation: d.uint(), incarnation: incarnation(d.uint()), writes: d.uint(),
-		move: migrationID(d.uint()), peer: raft.GroupID(d.uint()), begun: raft.Index(d.uint()), handed: raft.Index(d.uint()), handedTime: d.int(), unverified: d.bool()}
+		move: migrationID(d.uint()), peer: raft.GroupID(d.uint()), begun: raft.Index(d.uint()), handed: raft.Index(d.uint()), handedTime: d.int(), unverified: d.bool(),
+		pause: d.int(), copied: d.uint()}
 	return r, d.end()
 }
 

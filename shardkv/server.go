@@ -170,6 +170,7 @@ func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) mult
 		g := &group{id: id, machine: NewMachine(id), replica: r}
 		g.machine.moved = func() { signal(s.movers.wake) }
 		g.machine.scan = s.scanBase
+		g.machine.clock = s.now
 		s.groups.Store(id, g)
 		return g.machine
 	}

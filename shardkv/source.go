@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	grpcstatus "google.golang.org/grpc/status"
@@ -180,7 +181,7 @@ func (p *pulled) readPage() (*flotillav1.PullResponse, error) {
 	r := &flotillav1.PullResponse{To: page.to, Done: page.done, Begun: position(record.begun, 0), Frozen: record.state == shardHandedOff, Items: itemsToWire(page.items)}
 	r.Checksum = itemsChecksum(r.Items)
 	if exporting {
-		r.Handed, r.Summed = x.toWire()
+		p.state(r, &x)
 	}
 	return r, nil
 }
@@ -194,28 +195,37 @@ func shardIn(view *statestore.View, shard shardmap.ShardID) (shardRecord, error)
 	return decodeShardRecord(b)
 }
 
-// toWire is what was handed off, nil if nothing was or its digest is not added
-// up yet.
-func (x *exportStatus) toWire() (handed *flotillav1.HandedOff, summed bool) {
+// state fills in what is known of the whole copy, and what was handed off once
+// its digest is added up.
+func (p *pulled) state(r *flotillav1.PullResponse, x *exportStatus) {
 	digest, summed := x.export.digest()
-	if !summed || x.record.state != shardHandedOff {
-		return nil, summed
+	if r.Summed = summed; !summed {
+		return
 	}
-	return &flotillav1.HandedOff{
+	r.Total = digest.bytes()
+	if x.record.state != shardHandedOff {
+		return
+	}
+	ago := time.Duration(p.host.GroupClock(p.group.id)-x.record.handedTime) * time.Millisecond
+	if !x.export.handedAt.IsZero() {
+		ago = p.server.now().Sub(x.export.handedAt)
+	}
+	r.Handed = &flotillav1.HandedOff{
 		Index:   uint64(x.record.handed),
 		Time:    x.record.handedTime,
 		Writes:  x.record.writes,
 		Keys:    digest.keys.toWire(),
 		Answers: digest.answers.toWire(),
-	}, true
+		AgoUs:   max(0, ago).Microseconds(),
+	}
 }
 
 func (s sum) toWire() *flotillav1.CopyDigest {
-	return &flotillav1.CopyDigest{High: s.high, Low: s.low, Count: s.count}
+	return &flotillav1.CopyDigest{High: s.high, Low: s.low, Count: s.count, Bytes: s.bytes}
 }
 
 func sumFromWire(w *flotillav1.CopyDigest) sum {
-	return sum{high: w.GetHigh(), low: w.GetLow(), count: w.GetCount()}
+	return sum{high: w.GetHigh(), low: w.GetLow(), count: w.GetCount(), bytes: w.GetBytes()}
 }
 
 func itemsToWire(items []moveItem) []*flotillav1.MoveItem {

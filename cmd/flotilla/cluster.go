@@ -94,6 +94,12 @@ func printStatus(out io.Writer, s *flotillav1.ClusterStatus) error {
 	if err := printGroups(out, s.Groups); err != nil {
 		return err
 	}
+	if len(s.Moves) > 0 {
+		fmt.Fprintln(out)
+		if err := printMoves(out, s.Moves); err != nil {
+			return err
+		}
+	}
 	for _, what := range s.WaitingFor {
 		fmt.Fprintf(out, "\nwaiting for: %s\n", what)
 	}
@@ -201,7 +207,7 @@ func newShardCommand(g *globals) *cobra.Command {
 		},
 	}
 	g.addOutputFlag(locate)
-	shard.AddCommand(list, locate)
+	shard.AddCommand(list, locate, newShardMoveCommand(g))
 	return shard
 }
 

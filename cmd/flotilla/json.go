@@ -45,8 +45,21 @@ type replicaJSON struct {
 	MatchLag  int64  `json:"match_lag"`
 }
 
-// moveJSON is a shard move; there are none until shards move.
-type moveJSON struct{}
+type moveJSON struct {
+	ID         uint64 `json:"id"`
+	Shard      uint64 `json:"shard"`
+	From       uint64 `json:"from"`
+	To         uint64 `json:"to"`
+	Phase      string `json:"phase"`
+	WaitingFor string `json:"waiting_for"`
+	BytesDone  int64  `json:"bytes_done"`
+	BytesTotal int64  `json:"bytes_total"`
+	PauseUs    int64  `json:"pause_us"`
+	Verified   bool   `json:"verified"`
+	Started    string `json:"started"`
+	Ended      string `json:"ended"`
+	Reason     string `json:"reason"`
+}
 
 type shardJSON struct {
 	Shard      uint64 `json:"shard"`
@@ -97,9 +110,14 @@ func toStatusJSON(s *flotillav1.ClusterStatus) statusJSON {
 		Nodes:       each(s.Nodes, toNodeJSON),
 		Groups:      each(s.Groups, toGroupJSON),
 		ShardsTotal: s.ShardsTotal,
-		Moves:       []moveJSON{},
+		Moves:       each(s.Moves, toMoveJSON),
 		WaitingFor:  each(s.WaitingFor, func(what string) string { return what }),
 	}
+}
+
+func toMoveJSON(m *flotillav1.Move) moveJSON {
+	return moveJSON{ID: m.Id, Shard: m.Shard, From: m.From, To: m.To, Phase: m.Phase, WaitingFor: m.WaitingFor,
+		BytesDone: m.BytesDone, BytesTotal: m.BytesTotal, PauseUs: m.PauseUs, Verified: m.Verified, Started: m.Started, Ended: m.Ended, Reason: m.Reason}
 }
 
 func toNodeJSON(n *flotillav1.NodeStatus) nodeJSON {

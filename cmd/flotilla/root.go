@@ -115,6 +115,7 @@ Raft groups.
 		newGroupCommand(g),
 		newShardCommand(g),
 		newConfigCommand(g),
+		newMoveCommand(g),
 		newEventsCommand(g),
 		newBenchCommand(g),
 		newCheckCommand(g),

@@ -681,44 +681,39 @@ func (w *world) damaged(r *flotillav1.PullResponse) *flotillav1.PullResponse {
 	return r
 }
 
-// moveShard orders some group to take over some shard: who owns it now is asked
-// of the leaders.
+// moveShard orders some shard to some group, as an operator does, or has a move
+// cancelled. What is refused is part of the game.
 func (w *world) moveShard() {
-	n := w.anyUp()
-	if n == nil || n.control.current == nil || len(n.control.current.Groups) < 3 {
-		return
-	}
-	m := n.control.current
-	key := fmt.Sprint(string("rcl"[w.rng.IntN(3)]), w.rng.IntN(w.profile.keys))
-	shard := uint64(shardmap.Shard([]byte(key), w.profile.shards))
-	var owner *flotillav1.ShardStatus
-	leaders := make(map[raft.GroupID]*node)
+	var leader *node
 	for _, n := range w.upNodes() {
-		if n.host == nil {
-			continue
-		}
-		for _, s := range n.host.Statuses() {
-			if s.Role != raft.Leader || s.Key.Group == raft.ConfigGroup {
-				continue
-			}
-			leaders[s.Key.Group] = n
-			for _, at := range n.kv.ShardStatuses(s.Key.Group) {
-				if at.GetShard() == shard && at.GetState() == "owned" && at.GetGeneration() > owner.GetGeneration() {
-					owner = at
-				}
-			}
+		if n.host != nil && n.governs() {
+			leader = n
 		}
 	}
-	to := m.Groups[1+w.rng.IntN(len(m.Groups)-1)].ID
-	if owner == nil || to == raft.GroupID(owner.GetGroup()) || leaders[to] == nil {
+	if leader == nil || len(leader.control.machine.State().Configs) == 0 {
 		return
 	}
-	w.migrations++
-	w.counts.Moves++
-	w.note("move", leaders[to].place, shard, w.migrations, func() string { return fmt.Sprintf("g%d > g%d", owner.GetGroup(), to) })
-	leaders[to].kv.Import(to, shardkv.Import{Shard: shardmap.ShardID(shard), Migration: w.migrations,
-		Generation: shardmap.Generation(owner.GetGeneration()), From: raft.GroupID(owner.GetGroup())}, func(error) {})
-	leaders[to].settle()
+	state := leader.control.machine.State()
+	key := fmt.Sprint(string("rcl"[w.rng.IntN(3)]), w.rng.IntN(w.profile.keys))
+	shard := shardmap.Shard([]byte(key), w.profile.shards)
+	to := state.Groups[w.rng.IntN(len(state.Groups))].ID
+	var command shardctrler.Command = shardctrler.OrderMove{Shard: shard, To: to}
+	if n := len(state.Moves); n > 0 && w.chance(20) {
+		command = shardctrler.CancelMove{Move: state.Moves[n-1-w.rng.IntN(min(n, 3))].ID}
+	}
+	w.note("order", leader.place, uint64(shard), uint64(to), func() string { return fmt.Sprintf("%+v", command) })
+	leader.host.ProposeUrgent(raft.ConfigGroup, shardctrler.EncodeCommand(command), func(r multiraft.Result) {
+		switch answer := r.Value.(type) {
+		case shardctrler.Ordered:
+			w.counts.Moves++
+			w.note("ordered", leader.place, uint64(shard), uint64(answer.Move), nil)
+		case nil:
+			if _, cancel := command.(shardctrler.CancelMove); cancel && r.Err == nil {
+				w.counts.Cancels++
+			}
+		}
+	})
+	leader.settle()
 }
 
 // Requests of clients.

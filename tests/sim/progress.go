@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardctrler"
 )
 
 // Bounds.
@@ -115,12 +116,36 @@ func (w *world) waitsFor() string {
 			}
 		}
 	}
+	if why := w.movesWait(); why != "" {
+		return why
+	}
 	if !w.history.full() {
 		return fmt.Sprintf("clients have done %d of %d operations", w.history.healed, opsAfterHeal)
 	}
 	for _, c := range w.clients {
 		if c.calls > 0 {
 			return fmt.Sprintf("client %d waits for %d calls", -c.place, c.calls)
+		}
+	}
+	return ""
+}
+
+// movesWait says which move has not ended.
+func (w *world) movesWait() string {
+	for _, n := range w.nodes {
+		if n.wiped || !n.governs() {
+			continue
+		}
+		state := n.control.machine.State()
+		for _, m := range state.Moves {
+			if m.State == shardctrler.MoveOrdered || m.State == shardctrler.MoveServed {
+				return fmt.Sprintf("move %d of shard %d from group %d to group %d is %v", m.ID, m.Shard, m.From, m.To, m.State)
+			}
+		}
+		for i, at := range state.Shards {
+			if len(state.Configs) > 0 && state.Configs[len(state.Configs)-1].Owners[i] != at.Group {
+				return fmt.Sprintf("shard %d is at group %d, which the config does not want", i, at.Group)
+			}
 		}
 	}
 	return ""
@@ -168,6 +193,7 @@ func (w *world) finish() {
 			w.states.checkOwners(n)
 		}
 	}
+	w.states.checkTable()
 	for o := range w.states.owners {
 		w.counts.Moved += int(o.generation) - 1 // of those that own them now
 	}

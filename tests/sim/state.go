@@ -96,6 +96,21 @@ func (c *stateChecker) checkOwners(n *node) {
 	}
 }
 
+// checkTable: who the config group says has a shard, has it.
+func (c *stateChecker) checkTable() {
+	for _, n := range c.w.nodes {
+		if n.wiped || !n.governs() {
+			continue
+		}
+		for i, at := range n.control.machine.State().Shards {
+			owner, known := c.owners[owned{uint64(i), uint64(at.Generation)}]
+			if at.Group != 0 && (!known || owner != at.Group) {
+				c.w.fail("One Owner", "shard %d of generation %d is owned by group %d, the config group says %d", i, at.Generation, owner, at.Group)
+			}
+		}
+	}
+}
+
 func (c *stateChecker) owns(g raft.GroupID, s *flotillav1.ShardStatus) {
 	if s.GetState() != "owned" {
 		return

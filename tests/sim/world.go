@@ -37,7 +37,7 @@ type Counts struct {
 	Leaders, Crashes, Restarts, Cuts    int
 	Snapshots, Wiped, FullDisks, Pauses int
 	Partitions, Jumps, Transfers        int
-	Moves, Moved                        int // ordered, and come to an end
+	Moves, Moved, Cancels               int // ordered, carried out, and wished to be cancelled
 	Stops, Damaged                      int // graceful ends; snapshots that lost a bit on their way
 	Unchecked                           int // keys whose operations nobody could put into an order in time
 }
@@ -61,6 +61,7 @@ func (c *Counts) Add(o Counts) {
 	c.Transfers += o.Transfers
 	c.Moves += o.Moves
 	c.Moved += o.Moved
+	c.Cancels += o.Cancels
 	c.Stops += o.Stops
 	c.Damaged += o.Damaged
 	c.Unchecked += o.Unchecked
@@ -105,9 +106,7 @@ type world struct {
 	network network
 	nodes   []*node // those that were wiped too: they never come back
 	clients []*client
-	// migrations numbers the moves of shards.
-	migrations uint64
-	leap       time.Duration // by how much all right clocks have leapt
+	leap    time.Duration // by how much all right clocks have leapt
 
 	raft    raftChecker
 	states  stateChecker

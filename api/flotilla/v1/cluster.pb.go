@@ -830,6 +830,7 @@ type ClusterStatus struct {
 	ShardsTotal   uint64                 `protobuf:"varint,5,opt,name=shards_total,json=shardsTotal,proto3" json:"shards_total,omitempty"`
 	WaitingFor    []string               `protobuf:"bytes,6,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"` // what is missing before all is well
 	Shards        []*ShardStatus         `protobuf:"bytes,7,rep,name=shards,proto3" json:"shards,omitempty"`                           // only when asked through shard list
+	Moves         []*Move                `protobuf:"bytes,8,rep,name=moves,proto3" json:"moves,omitempty"`                             // under way; those that are known at once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -909,6 +910,13 @@ func (x *ClusterStatus) GetWaitingFor() []string {
 func (x *ClusterStatus) GetShards() []*ShardStatus {
 	if x != nil {
 		return x.Shards
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
 	}
 	return nil
 }
@@ -1278,6 +1286,7 @@ type NodeReport struct {
 	Led           []uint64               `protobuf:"varint,5,rep,packed,name=led,proto3" json:"led,omitempty"`
 	Ready         bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	WaitingFor    []string               `protobuf:"bytes,7,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	Moves         []*MoveReport          `protobuf:"bytes,8,rep,name=moves,proto3" json:"moves,omitempty"` // into groups led by this node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1357,6 +1366,13 @@ func (x *NodeReport) GetReady() bool {
 func (x *NodeReport) GetWaitingFor() []string {
 	if x != nil {
 		return x.WaitingFor
+	}
+	return nil
+}
+
+func (x *NodeReport) GetMoves() []*MoveReport {
+	if x != nil {
+		return x.Moves
 	}
 	return nil
 }
@@ -1666,6 +1682,7 @@ type ExecuteRequest struct {
 	//	*ExecuteRequest_TransferLeader
 	//	*ExecuteRequest_ChangeMembership
 	//	*ExecuteRequest_Birth
+	//	*ExecuteRequest_ImportShard
 	Operation     isExecuteRequest_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1763,6 +1780,15 @@ func (x *ExecuteRequest) GetBirth() *Birth {
 	return nil
 }
 
+func (x *ExecuteRequest) GetImportShard() *ImportShard {
+	if x != nil {
+		if x, ok := x.Operation.(*ExecuteRequest_ImportShard); ok {
+			return x.ImportShard
+		}
+	}
+	return nil
+}
+
 type isExecuteRequest_Operation interface {
 	isExecuteRequest_Operation()
 }
@@ -1779,11 +1805,196 @@ type ExecuteRequest_Birth struct {
 	Birth *Birth `protobuf:"bytes,7,opt,name=birth,proto3,oneof"`
 }
 
+type ExecuteRequest_ImportShard struct {
+	ImportShard *ImportShard `protobuf:"bytes,8,opt,name=import_shard,json=importShard,proto3,oneof"`
+}
+
 func (*ExecuteRequest_TransferLeader) isExecuteRequest_Operation() {}
 
 func (*ExecuteRequest_ChangeMembership) isExecuteRequest_Operation() {}
 
 func (*ExecuteRequest_Birth) isExecuteRequest_Operation() {}
+
+func (*ExecuteRequest_ImportShard) isExecuteRequest_Operation() {}
+
+// ImportShard has a group take a shard over; the operation's id is the move's.
+// Repeated, it tells how the move stands.
+type ImportShard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint64                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // that the shard has at its source
+	FromGroup     uint64                 `protobuf:"varint,3,opt,name=from_group,json=fromGroup,proto3" json:"from_group,omitempty"`
+	Cancel        bool                   `protobuf:"varint,4,opt,name=cancel,proto3" json:"cancel,omitempty"` // end the move, if that is still possible
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportShard) Reset() {
+	*x = ImportShard{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportShard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportShard) ProtoMessage() {}
+
+func (x *ImportShard) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportShard.ProtoReflect.Descriptor instead.
+func (*ImportShard) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ImportShard) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *ImportShard) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ImportShard) GetFromGroup() uint64 {
+	if x != nil {
+		return x.FromGroup
+	}
+	return 0
+}
+
+func (x *ImportShard) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+// MoveReport is how a move stands as the leader of its target has it.
+type MoveReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Shard         uint64                 `protobuf:"varint,2,opt,name=shard,proto3" json:"shard,omitempty"`
+	Phase         string                 `protobuf:"bytes,3,opt,name=phase,proto3" json:"phase,omitempty"` // importing|catching-up|handing-off|verifying|done|cancelled|failed
+	WaitingFor    string                 `protobuf:"bytes,4,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	BytesDone     int64                  `protobuf:"varint,5,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	BytesTotal    int64                  `protobuf:"varint,6,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`          // -1: unknown
+	PauseUs       int64                  `protobuf:"varint,7,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`                   // 0: unknown
+	CancelRefused bool                   `protobuf:"varint,8,opt,name=cancel_refused,json=cancelRefused,proto3" json:"cancel_refused,omitempty"` // the shard was handed off before the wish to cancel came
+	Attempt       uint64                 `protobuf:"varint,9,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveReport) Reset() {
+	*x = MoveReport{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveReport) ProtoMessage() {}
+
+func (x *MoveReport) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveReport.ProtoReflect.Descriptor instead.
+func (*MoveReport) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *MoveReport) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *MoveReport) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *MoveReport) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *MoveReport) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
+}
+
+func (x *MoveReport) GetBytesDone() int64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *MoveReport) GetBytesTotal() int64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *MoveReport) GetPauseUs() int64 {
+	if x != nil {
+		return x.PauseUs
+	}
+	return 0
+}
+
+func (x *MoveReport) GetCancelRefused() bool {
+	if x != nil {
+		return x.CancelRefused
+	}
+	return false
+}
+
+func (x *MoveReport) GetAttempt() uint64 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
 
 type TransferLeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1794,7 +2005,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +2017,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +2030,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TransferLeader) GetToNode() uint64 {
@@ -1838,7 +2049,7 @@ type ChangeMembership struct {
 
 func (x *ChangeMembership) Reset() {
 	*x = ChangeMembership{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +2061,7 @@ func (x *ChangeMembership) String() string {
 func (*ChangeMembership) ProtoMessage() {}
 
 func (x *ChangeMembership) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +2074,7 @@ func (x *ChangeMembership) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMembership.ProtoReflect.Descriptor instead.
 func (*ChangeMembership) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ChangeMembership) GetMembers() []*GroupMember {
@@ -1885,7 +2096,7 @@ type Birth struct {
 
 func (x *Birth) Reset() {
 	*x = Birth{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2108,7 @@ func (x *Birth) String() string {
 func (*Birth) ProtoMessage() {}
 
 func (x *Birth) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2121,7 @@ func (x *Birth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Birth.ProtoReflect.Descriptor instead.
 func (*Birth) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Birth) GetShards() []uint64 {
@@ -1932,13 +2143,14 @@ type ExecuteResponse struct {
 	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	LeaderNode    uint64                 `protobuf:"varint,3,opt,name=leader_node,json=leaderNode,proto3" json:"leader_node,omitempty"` // when this node is not the leader
+	Move          *MoveReport            `protobuf:"bytes,4,opt,name=move,proto3" json:"move,omitempty"`                                // of an ImportShard
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecuteResponse) Reset() {
 	*x = ExecuteResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2162,7 @@ func (x *ExecuteResponse) String() string {
 func (*ExecuteResponse) ProtoMessage() {}
 
 func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2175,7 @@ func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteResponse.ProtoReflect.Descriptor instead.
 func (*ExecuteResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExecuteResponse) GetAccepted() bool {
@@ -1987,6 +2199,13 @@ func (x *ExecuteResponse) GetLeaderNode() uint64 {
 	return 0
 }
 
+func (x *ExecuteResponse) GetMove() *MoveReport {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
 type ReplicaStateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -1997,7 +2216,7 @@ type ReplicaStateRequest struct {
 
 func (x *ReplicaStateRequest) Reset() {
 	*x = ReplicaStateRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2228,7 @@ func (x *ReplicaStateRequest) String() string {
 func (*ReplicaStateRequest) ProtoMessage() {}
 
 func (x *ReplicaStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2241,7 @@ func (x *ReplicaStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStateRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaStateRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReplicaStateRequest) GetGroup() uint64 {
@@ -2049,7 +2268,7 @@ type ReplicaStateResponse struct {
 
 func (x *ReplicaStateResponse) Reset() {
 	*x = ReplicaStateResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2280,7 @@ func (x *ReplicaStateResponse) String() string {
 func (*ReplicaStateResponse) ProtoMessage() {}
 
 func (x *ReplicaStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2293,7 @@ func (x *ReplicaStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStateResponse.ProtoReflect.Descriptor instead.
 func (*ReplicaStateResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReplicaStateResponse) GetRemoved() bool {
@@ -2089,6 +2308,427 @@ func (x *ReplicaStateResponse) GetKnown() bool {
 		return x.Known
 	}
 	return false
+}
+
+type MoveShardRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint64                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	ToGroup       uint64                 `protobuf:"varint,2,opt,name=to_group,json=toGroup,proto3" json:"to_group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveShardRequest) Reset() {
+	*x = MoveShardRequest{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveShardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveShardRequest) ProtoMessage() {}
+
+func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveShardRequest.ProtoReflect.Descriptor instead.
+func (*MoveShardRequest) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *MoveShardRequest) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *MoveShardRequest) GetToGroup() uint64 {
+	if x != nil {
+		return x.ToGroup
+	}
+	return 0
+}
+
+type MoveShardResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MoveId        uint64                 `protobuf:"varint,1,opt,name=move_id,json=moveId,proto3" json:"move_id,omitempty"` // 0: the shard is there already, and is pinned now
+	ConfigNum     uint64                 `protobuf:"varint,2,opt,name=config_num,json=configNum,proto3" json:"config_num,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveShardResponse) Reset() {
+	*x = MoveShardResponse{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveShardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveShardResponse) ProtoMessage() {}
+
+func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveShardResponse.ProtoReflect.Descriptor instead.
+func (*MoveShardResponse) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *MoveShardResponse) GetMoveId() uint64 {
+	if x != nil {
+		return x.MoveId
+	}
+	return 0
+}
+
+func (x *MoveShardResponse) GetConfigNum() uint64 {
+	if x != nil {
+		return x.ConfigNum
+	}
+	return 0
+}
+
+type CancelMoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MoveId        uint64                 `protobuf:"varint,1,opt,name=move_id,json=moveId,proto3" json:"move_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelMoveRequest) Reset() {
+	*x = CancelMoveRequest{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelMoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelMoveRequest) ProtoMessage() {}
+
+func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
+func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *CancelMoveRequest) GetMoveId() uint64 {
+	if x != nil {
+		return x.MoveId
+	}
+	return 0
+}
+
+type CancelMoveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelMoveResponse) Reset() {
+	*x = CancelMoveResponse{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelMoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelMoveResponse) ProtoMessage() {}
+
+func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
+func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{36}
+}
+
+type ListMovesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"` // only those under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMovesRequest) Reset() {
+	*x = ListMovesRequest{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMovesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMovesRequest) ProtoMessage() {}
+
+func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMovesRequest.ProtoReflect.Descriptor instead.
+func (*ListMovesRequest) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ListMovesRequest) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+type ListMovesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Moves         []*Move                `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMovesResponse) Reset() {
+	*x = ListMovesResponse{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMovesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMovesResponse) ProtoMessage() {}
+
+func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMovesResponse.ProtoReflect.Descriptor instead.
+func (*ListMovesResponse) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListMovesResponse) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+// Move is a move of a shard from one group to another.
+type Move struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Shard         uint64                 `protobuf:"varint,2,opt,name=shard,proto3" json:"shard,omitempty"`
+	From          uint64                 `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"`
+	To            uint64                 `protobuf:"varint,4,opt,name=to,proto3" json:"to,omitempty"`
+	Phase         string                 `protobuf:"bytes,5,opt,name=phase,proto3" json:"phase,omitempty"` // as a MoveReport's
+	WaitingFor    string                 `protobuf:"bytes,6,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	BytesDone     int64                  `protobuf:"varint,7,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`    // -1: unknown
+	BytesTotal    int64                  `protobuf:"varint,8,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"` // -1: unknown
+	PauseUs       int64                  `protobuf:"varint,9,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`          // from HandOff applied at the source to Activate applied at the target; 0: unknown
+	Verified      bool                   `protobuf:"varint,10,opt,name=verified,proto3" json:"verified,omitempty"`
+	Started       string                 `protobuf:"bytes,11,opt,name=started,proto3" json:"started,omitempty"` // RFC 3339 UTC
+	Ended         string                 `protobuf:"bytes,12,opt,name=ended,proto3" json:"ended,omitempty"`     // "": it has not
+	Reason        string                 `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	Generation    uint64                 `protobuf:"varint,14,opt,name=generation,proto3" json:"generation,omitempty"` // of the shard at its source when the move began
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Move) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Move) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *Move) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Move) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *Move) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Move) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
+}
+
+func (x *Move) GetBytesDone() int64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *Move) GetBytesTotal() int64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *Move) GetPauseUs() int64 {
+	if x != nil {
+		return x.PauseUs
+	}
+	return 0
+}
+
+func (x *Move) GetVerified() bool {
+	if x != nil {
+		return x.Verified
+	}
+	return false
+}
+
+func (x *Move) GetStarted() string {
+	if x != nil {
+		return x.Started
+	}
+	return ""
+}
+
+func (x *Move) GetEnded() string {
+	if x != nil {
+		return x.Ended
+	}
+	return ""
+}
+
+func (x *Move) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Move) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
 }
 
 var File_flotilla_v1_cluster_proto protoreflect.FileDescriptor
@@ -2165,7 +2805,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\tresp_addr\x18\a \x01(\tR\brespAddr\x12\x1b\n" +
 	"\thttp_addr\x18\b \x01(\tR\bhttpAddr\"*\n" +
 	"\x10GetStatusRequest\x12\x16\n" +
-	"\x06shards\x18\x01 \x01(\bR\x06shards\"\xa4\x02\n" +
+	"\x06shards\x18\x01 \x01(\bR\x06shards\"\xcd\x02\n" +
 	"\rClusterStatus\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1d\n" +
@@ -2176,7 +2816,8 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\fshards_total\x18\x05 \x01(\x04R\vshardsTotal\x12\x1f\n" +
 	"\vwaiting_for\x18\x06 \x03(\tR\n" +
 	"waitingFor\x120\n" +
-	"\x06shards\x18\a \x03(\v2\x18.flotilla.v1.ShardStatusR\x06shards\"i\n" +
+	"\x06shards\x18\a \x03(\v2\x18.flotilla.v1.ShardStatusR\x06shards\x12'\n" +
+	"\x05moves\x18\b \x03(\v2\x11.flotilla.v1.MoveR\x05moves\"i\n" +
 	"\n" +
 	"NodeStatus\x12%\n" +
 	"\x04node\x18\x01 \x01(\v2\x11.flotilla.v1.NodeR\x04node\x12\x18\n" +
@@ -2208,7 +2849,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x04keys\x18\x05 \x01(\x03R\x04keys\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\".\n" +
 	"\x14GetNodeReportRequest\x12\x16\n" +
-	"\x06shards\x18\x01 \x01(\bR\x06shards\"\xee\x01\n" +
+	"\x06shards\x18\x01 \x01(\bR\x06shards\"\x9d\x02\n" +
 	"\n" +
 	"NodeReport\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x120\n" +
@@ -2218,7 +2859,8 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x03led\x18\x05 \x03(\x04R\x03led\x12\x14\n" +
 	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x1f\n" +
 	"\vwaiting_for\x18\a \x03(\tR\n" +
-	"waitingFor\"$\n" +
+	"waitingFor\x12-\n" +
+	"\x05moves\x18\b \x03(\v2\x17.flotilla.v1.MoveReportR\x05moves\"$\n" +
 	"\x10GetConfigRequest\x12\x10\n" +
 	"\x03num\x18\x01 \x01(\x04R\x03num\"\x90\x01\n" +
 	"\x06Config\x12\x10\n" +
@@ -2237,7 +2879,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x04time\x18\x02 \x01(\tR\x04time\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xcd\x02\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x8c\x03\n" +
 	"\x0eExecuteRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -2246,8 +2888,31 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12F\n" +
 	"\x0ftransfer_leader\x18\x05 \x01(\v2\x1b.flotilla.v1.TransferLeaderH\x00R\x0etransferLeader\x12L\n" +
 	"\x11change_membership\x18\x06 \x01(\v2\x1d.flotilla.v1.ChangeMembershipH\x00R\x10changeMembership\x12*\n" +
-	"\x05birth\x18\a \x01(\v2\x12.flotilla.v1.BirthH\x00R\x05birthB\v\n" +
-	"\toperation\")\n" +
+	"\x05birth\x18\a \x01(\v2\x12.flotilla.v1.BirthH\x00R\x05birth\x12=\n" +
+	"\fimport_shard\x18\b \x01(\v2\x18.flotilla.v1.ImportShardH\x00R\vimportShardB\v\n" +
+	"\toperation\"z\n" +
+	"\vImportShard\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"from_group\x18\x03 \x01(\x04R\tfromGroup\x12\x16\n" +
+	"\x06cancel\x18\x04 \x01(\bR\x06cancel\"\x85\x02\n" +
+	"\n" +
+	"MoveReport\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05shard\x18\x02 \x01(\x04R\x05shard\x12\x14\n" +
+	"\x05phase\x18\x03 \x01(\tR\x05phase\x12\x1f\n" +
+	"\vwaiting_for\x18\x04 \x01(\tR\n" +
+	"waitingFor\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x05 \x01(\x03R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x06 \x01(\x03R\n" +
+	"bytesTotal\x12\x19\n" +
+	"\bpause_us\x18\a \x01(\x03R\apauseUs\x12%\n" +
+	"\x0ecancel_refused\x18\b \x01(\bR\rcancelRefused\x12\x18\n" +
+	"\aattempt\x18\t \x01(\x04R\aattempt\")\n" +
 	"\x0eTransferLeader\x12\x17\n" +
 	"\ato_node\x18\x01 \x01(\x04R\x06toNode\"F\n" +
 	"\x10ChangeMembership\x122\n" +
@@ -2256,19 +2921,55 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x06shards\x18\x01 \x03(\x04R\x06shards\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"h\n" +
+	"generation\"\x95\x01\n" +
 	"\x0fExecuteResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
 	"\vleader_node\x18\x03 \x01(\x04R\n" +
-	"leaderNode\"J\n" +
+	"leaderNode\x12+\n" +
+	"\x04move\x18\x04 \x01(\v2\x17.flotilla.v1.MoveReportR\x04move\"J\n" +
 	"\x13ReplicaStateRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x02 \x01(\x04R\treplicaId\"F\n" +
 	"\x14ReplicaStateResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x01(\bR\aremoved\x12\x14\n" +
-	"\x05known\x18\x02 \x01(\bR\x05known2\xcf\x05\n" +
+	"\x05known\x18\x02 \x01(\bR\x05known\"C\n" +
+	"\x10MoveShardRequest\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x19\n" +
+	"\bto_group\x18\x02 \x01(\x04R\atoGroup\"K\n" +
+	"\x11MoveShardResponse\x12\x17\n" +
+	"\amove_id\x18\x01 \x01(\x04R\x06moveId\x12\x1d\n" +
+	"\n" +
+	"config_num\x18\x02 \x01(\x04R\tconfigNum\",\n" +
+	"\x11CancelMoveRequest\x12\x17\n" +
+	"\amove_id\x18\x01 \x01(\x04R\x06moveId\"\x14\n" +
+	"\x12CancelMoveResponse\"*\n" +
+	"\x10ListMovesRequest\x12\x16\n" +
+	"\x06active\x18\x01 \x01(\bR\x06active\"<\n" +
+	"\x11ListMovesResponse\x12'\n" +
+	"\x05moves\x18\x01 \x03(\v2\x11.flotilla.v1.MoveR\x05moves\"\xe6\x02\n" +
+	"\x04Move\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05shard\x18\x02 \x01(\x04R\x05shard\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\x04R\x02to\x12\x14\n" +
+	"\x05phase\x18\x05 \x01(\tR\x05phase\x12\x1f\n" +
+	"\vwaiting_for\x18\x06 \x01(\tR\n" +
+	"waitingFor\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\a \x01(\x03R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\b \x01(\x03R\n" +
+	"bytesTotal\x12\x19\n" +
+	"\bpause_us\x18\t \x01(\x03R\apauseUs\x12\x1a\n" +
+	"\bverified\x18\n" +
+	" \x01(\bR\bverified\x12\x18\n" +
+	"\astarted\x18\v \x01(\tR\astarted\x12\x14\n" +
+	"\x05ended\x18\f \x01(\tR\x05ended\x12\x16\n" +
+	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x0e \x01(\x04R\n" +
+	"generation2\xb6\a\n" +
 	"\aCluster\x12;\n" +
 	"\x04Init\x12\x18.flotilla.v1.InitRequest\x1a\x19.flotilla.v1.InitResponse\x12G\n" +
 	"\bRegister\x12\x1c.flotilla.v1.RegisterRequest\x1a\x1d.flotilla.v1.RegisterResponse\x12;\n" +
@@ -2280,7 +2981,11 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"ListEvents\x12\x1e.flotilla.v1.ListEventsRequest\x1a\x1f.flotilla.v1.ListEventsResponse\x12D\n" +
 	"\aExecute\x12\x1b.flotilla.v1.ExecuteRequest\x1a\x1c.flotilla.v1.ExecuteResponse\x12S\n" +
-	"\fReplicaState\x12 .flotilla.v1.ReplicaStateRequest\x1a!.flotilla.v1.ReplicaStateResponseB<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
+	"\fReplicaState\x12 .flotilla.v1.ReplicaStateRequest\x1a!.flotilla.v1.ReplicaStateResponse\x12J\n" +
+	"\tMoveShard\x12\x1d.flotilla.v1.MoveShardRequest\x1a\x1e.flotilla.v1.MoveShardResponse\x12M\n" +
+	"\n" +
+	"CancelMove\x12\x1e.flotilla.v1.CancelMoveRequest\x1a\x1f.flotilla.v1.CancelMoveResponse\x12J\n" +
+	"\tListMoves\x12\x1d.flotilla.v1.ListMovesRequest\x1a\x1e.flotilla.v1.ListMovesResponseB<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
 
 var (
 	file_flotilla_v1_cluster_proto_rawDescOnce sync.Once
@@ -2294,7 +2999,7 @@ func file_flotilla_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_flotilla_v1_cluster_proto_rawDescData
 }
 
-var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*InitRequest)(nil),          // 0: flotilla.v1.InitRequest
 	(*InitResponse)(nil),         // 1: flotilla.v1.InitResponse
@@ -2321,12 +3026,21 @@ var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*ListEventsResponse)(nil),   // 22: flotilla.v1.ListEventsResponse
 	(*Event)(nil),                // 23: flotilla.v1.Event
 	(*ExecuteRequest)(nil),       // 24: flotilla.v1.ExecuteRequest
-	(*TransferLeader)(nil),       // 25: flotilla.v1.TransferLeader
-	(*ChangeMembership)(nil),     // 26: flotilla.v1.ChangeMembership
-	(*Birth)(nil),                // 27: flotilla.v1.Birth
-	(*ExecuteResponse)(nil),      // 28: flotilla.v1.ExecuteResponse
-	(*ReplicaStateRequest)(nil),  // 29: flotilla.v1.ReplicaStateRequest
-	(*ReplicaStateResponse)(nil), // 30: flotilla.v1.ReplicaStateResponse
+	(*ImportShard)(nil),          // 25: flotilla.v1.ImportShard
+	(*MoveReport)(nil),           // 26: flotilla.v1.MoveReport
+	(*TransferLeader)(nil),       // 27: flotilla.v1.TransferLeader
+	(*ChangeMembership)(nil),     // 28: flotilla.v1.ChangeMembership
+	(*Birth)(nil),                // 29: flotilla.v1.Birth
+	(*ExecuteResponse)(nil),      // 30: flotilla.v1.ExecuteResponse
+	(*ReplicaStateRequest)(nil),  // 31: flotilla.v1.ReplicaStateRequest
+	(*ReplicaStateResponse)(nil), // 32: flotilla.v1.ReplicaStateResponse
+	(*MoveShardRequest)(nil),     // 33: flotilla.v1.MoveShardRequest
+	(*MoveShardResponse)(nil),    // 34: flotilla.v1.MoveShardResponse
+	(*CancelMoveRequest)(nil),    // 35: flotilla.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),   // 36: flotilla.v1.CancelMoveResponse
+	(*ListMovesRequest)(nil),     // 37: flotilla.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),    // 38: flotilla.v1.ListMovesResponse
+	(*Move)(nil),                 // 39: flotilla.v1.Move
 }
 var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	6,  // 0: flotilla.v1.RegisterResponse.map:type_name -> flotilla.v1.ShardMap
@@ -2337,41 +3051,52 @@ var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	13, // 5: flotilla.v1.ClusterStatus.nodes:type_name -> flotilla.v1.NodeStatus
 	14, // 6: flotilla.v1.ClusterStatus.groups:type_name -> flotilla.v1.GroupStatus
 	16, // 7: flotilla.v1.ClusterStatus.shards:type_name -> flotilla.v1.ShardStatus
-	10, // 8: flotilla.v1.NodeStatus.node:type_name -> flotilla.v1.Node
-	15, // 9: flotilla.v1.GroupStatus.replicas:type_name -> flotilla.v1.ReplicaStatus
-	14, // 10: flotilla.v1.NodeReport.groups:type_name -> flotilla.v1.GroupStatus
-	16, // 11: flotilla.v1.NodeReport.shards:type_name -> flotilla.v1.ShardStatus
-	8,  // 12: flotilla.v1.Config.groups:type_name -> flotilla.v1.Group
-	23, // 13: flotilla.v1.ListEventsResponse.events:type_name -> flotilla.v1.Event
-	25, // 14: flotilla.v1.ExecuteRequest.transfer_leader:type_name -> flotilla.v1.TransferLeader
-	26, // 15: flotilla.v1.ExecuteRequest.change_membership:type_name -> flotilla.v1.ChangeMembership
-	27, // 16: flotilla.v1.ExecuteRequest.birth:type_name -> flotilla.v1.Birth
-	9,  // 17: flotilla.v1.ChangeMembership.members:type_name -> flotilla.v1.GroupMember
-	0,  // 18: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
-	2,  // 19: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
-	4,  // 20: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
-	5,  // 21: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
-	11, // 22: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
-	17, // 23: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
-	19, // 24: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
-	21, // 25: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
-	24, // 26: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
-	29, // 27: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
-	1,  // 28: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
-	3,  // 29: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
-	6,  // 30: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
-	6,  // 31: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
-	12, // 32: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
-	18, // 33: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
-	20, // 34: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
-	22, // 35: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
-	28, // 36: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
-	30, // 37: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
-	28, // [28:38] is the sub-list for method output_type
-	18, // [18:28] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	39, // 8: flotilla.v1.ClusterStatus.moves:type_name -> flotilla.v1.Move
+	10, // 9: flotilla.v1.NodeStatus.node:type_name -> flotilla.v1.Node
+	15, // 10: flotilla.v1.GroupStatus.replicas:type_name -> flotilla.v1.ReplicaStatus
+	14, // 11: flotilla.v1.NodeReport.groups:type_name -> flotilla.v1.GroupStatus
+	16, // 12: flotilla.v1.NodeReport.shards:type_name -> flotilla.v1.ShardStatus
+	26, // 13: flotilla.v1.NodeReport.moves:type_name -> flotilla.v1.MoveReport
+	8,  // 14: flotilla.v1.Config.groups:type_name -> flotilla.v1.Group
+	23, // 15: flotilla.v1.ListEventsResponse.events:type_name -> flotilla.v1.Event
+	27, // 16: flotilla.v1.ExecuteRequest.transfer_leader:type_name -> flotilla.v1.TransferLeader
+	28, // 17: flotilla.v1.ExecuteRequest.change_membership:type_name -> flotilla.v1.ChangeMembership
+	29, // 18: flotilla.v1.ExecuteRequest.birth:type_name -> flotilla.v1.Birth
+	25, // 19: flotilla.v1.ExecuteRequest.import_shard:type_name -> flotilla.v1.ImportShard
+	9,  // 20: flotilla.v1.ChangeMembership.members:type_name -> flotilla.v1.GroupMember
+	26, // 21: flotilla.v1.ExecuteResponse.move:type_name -> flotilla.v1.MoveReport
+	39, // 22: flotilla.v1.ListMovesResponse.moves:type_name -> flotilla.v1.Move
+	0,  // 23: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
+	2,  // 24: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
+	4,  // 25: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
+	5,  // 26: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
+	11, // 27: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
+	17, // 28: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
+	19, // 29: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
+	21, // 30: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
+	24, // 31: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
+	31, // 32: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
+	33, // 33: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
+	35, // 34: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
+	37, // 35: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
+	1,  // 36: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
+	3,  // 37: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
+	6,  // 38: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
+	6,  // 39: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
+	12, // 40: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
+	18, // 41: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
+	20, // 42: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
+	22, // 43: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
+	30, // 44: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
+	32, // 45: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
+	34, // 46: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
+	36, // 47: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
+	38, // 48: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
+	36, // [36:49] is the sub-list for method output_type
+	23, // [23:36] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_flotilla_v1_cluster_proto_init() }
@@ -2383,6 +3108,7 @@ func file_flotilla_v1_cluster_proto_init() {
 		(*ExecuteRequest_TransferLeader)(nil),
 		(*ExecuteRequest_ChangeMembership)(nil),
 		(*ExecuteRequest_Birth)(nil),
+		(*ExecuteRequest_ImportShard)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2390,7 +3116,7 @@ func file_flotilla_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flotilla_v1_cluster_proto_rawDesc), len(file_flotilla_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

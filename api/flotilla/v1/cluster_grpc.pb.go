@@ -29,6 +29,9 @@ const (
 	Cluster_ListEvents_FullMethodName    = "/flotilla.v1.Cluster/ListEvents"
 	Cluster_Execute_FullMethodName       = "/flotilla.v1.Cluster/Execute"
 	Cluster_ReplicaState_FullMethodName  = "/flotilla.v1.Cluster/ReplicaState"
+	Cluster_MoveShard_FullMethodName     = "/flotilla.v1.Cluster/MoveShard"
+	Cluster_CancelMove_FullMethodName    = "/flotilla.v1.Cluster/CancelMove"
+	Cluster_ListMoves_FullMethodName     = "/flotilla.v1.Cluster/ListMoves"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -58,6 +61,15 @@ type ClusterClient interface {
 	Execute(ctx context.Context, in *ExecuteRequest, opts ...grpc.CallOption) (*ExecuteResponse, error)
 	// ReplicaState answers, linearizably, whether a replica was removed.
 	ReplicaState(ctx context.Context, in *ReplicaStateRequest, opts ...grpc.CallOption) (*ReplicaStateResponse, error)
+	// MoveShard orders a shard to a group and pins it there. It answers when the
+	// order is recorded.
+	MoveShard(ctx context.Context, in *MoveShardRequest, opts ...grpc.CallOption) (*MoveShardResponse, error)
+	// CancelMove ends a move before its hand-off. It answers when it is decided
+	// whether that was in time.
+	CancelMove(ctx context.Context, in *CancelMoveRequest, opts ...grpc.CallOption) (*CancelMoveResponse, error)
+	// ListMoves lists the last 1,000 moves and all that are under way, newest
+	// last, with what the leaders of their targets know of them.
+	ListMoves(ctx context.Context, in *ListMovesRequest, opts ...grpc.CallOption) (*ListMovesResponse, error)
 }
 
 type clusterClient struct {
@@ -177,6 +189,36 @@ func (c *clusterClient) ReplicaState(ctx context.Context, in *ReplicaStateReques
 	return out, nil
 }
 
+func (c *clusterClient) MoveShard(ctx context.Context, in *MoveShardRequest, opts ...grpc.CallOption) (*MoveShardResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MoveShardResponse)
+	err := c.cc.Invoke(ctx, Cluster_MoveShard_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) CancelMove(ctx context.Context, in *CancelMoveRequest, opts ...grpc.CallOption) (*CancelMoveResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelMoveResponse)
+	err := c.cc.Invoke(ctx, Cluster_CancelMove_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) ListMoves(ctx context.Context, in *ListMovesRequest, opts ...grpc.CallOption) (*ListMovesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListMovesResponse)
+	err := c.cc.Invoke(ctx, Cluster_ListMoves_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -204,6 +246,15 @@ type ClusterServer interface {
 	Execute(context.Context, *ExecuteRequest) (*ExecuteResponse, error)
 	// ReplicaState answers, linearizably, whether a replica was removed.
 	ReplicaState(context.Context, *ReplicaStateRequest) (*ReplicaStateResponse, error)
+	// MoveShard orders a shard to a group and pins it there. It answers when the
+	// order is recorded.
+	MoveShard(context.Context, *MoveShardRequest) (*MoveShardResponse, error)
+	// CancelMove ends a move before its hand-off. It answers when it is decided
+	// whether that was in time.
+	CancelMove(context.Context, *CancelMoveRequest) (*CancelMoveResponse, error)
+	// ListMoves lists the last 1,000 moves and all that are under way, newest
+	// last, with what the leaders of their targets know of them.
+	ListMoves(context.Context, *ListMovesRequest) (*ListMovesResponse, error)
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -243,6 +294,15 @@ func (UnimplementedClusterServer) Execute(context.Context, *ExecuteRequest) (*Ex
 }
 func (UnimplementedClusterServer) ReplicaState(context.Context, *ReplicaStateRequest) (*ReplicaStateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReplicaState not implemented")
+}
+func (UnimplementedClusterServer) MoveShard(context.Context, *MoveShardRequest) (*MoveShardResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveShard not implemented")
+}
+func (UnimplementedClusterServer) CancelMove(context.Context, *CancelMoveRequest) (*CancelMoveResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelMove not implemented")
+}
+func (UnimplementedClusterServer) ListMoves(context.Context, *ListMovesRequest) (*ListMovesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListMoves not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -438,6 +498,60 @@ func _Cluster_ReplicaState_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_MoveShard_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveShardRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).MoveShard(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_MoveShard_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).MoveShard(ctx, req.(*MoveShardRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_CancelMove_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelMoveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).CancelMove(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_CancelMove_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).CancelMove(ctx, req.(*CancelMoveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_ListMoves_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListMovesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).ListMoves(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_ListMoves_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).ListMoves(ctx, req.(*ListMovesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -480,6 +594,18 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReplicaState",
 			Handler:    _Cluster_ReplicaState_Handler,
+		},
+		{
+			MethodName: "MoveShard",
+			Handler:    _Cluster_MoveShard_Handler,
+		},
+		{
+			MethodName: "CancelMove",
+			Handler:    _Cluster_CancelMove_Handler,
+		},
+		{
+			MethodName: "ListMoves",
+			Handler:    _Cluster_ListMoves_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

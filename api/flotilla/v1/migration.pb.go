@@ -202,8 +202,9 @@ type PullResponse struct {
 	Checksum   uint64                 `protobuf:"varint,11,opt,name=checksum,proto3" json:"checksum,omitempty"` // xxhash64 over the items, in order
 	// ended: the source's log has decided that it will never do this. Nothing else
 	// that is refused may end a move: the shard could be handed off already.
-	Ended         bool `protobuf:"varint,13,opt,name=ended,proto3" json:"ended,omitempty"`
-	Frozen        bool `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"` // the page is of the copy as it was handed off: nothing changes it
+	Ended         bool   `protobuf:"varint,13,opt,name=ended,proto3" json:"ended,omitempty"`
+	Frozen        bool   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"` // the page is of the copy as it was handed off: nothing changes it
+	Total         uint64 `protobuf:"varint,14,opt,name=total,proto3" json:"total,omitempty"`   // bytes of the copy; 0: not known yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -329,6 +330,13 @@ func (x *PullResponse) GetFrozen() bool {
 	return false
 }
 
+func (x *PullResponse) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 // HandedOff is the shard as it was at HandOff.
 type HandedOff struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -419,6 +427,7 @@ type CopyDigest struct {
 	High          uint64                 `protobuf:"fixed64,1,opt,name=high,proto3" json:"high,omitempty"`
 	Low           uint64                 `protobuf:"fixed64,2,opt,name=low,proto3" json:"low,omitempty"`
 	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -470,6 +479,13 @@ func (x *CopyDigest) GetLow() uint64 {
 func (x *CopyDigest) GetCount() uint64 {
 	if x != nil {
 		return x.Count
+	}
+	return 0
+}
+
+func (x *CopyDigest) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
 	}
 	return 0
 }
@@ -567,7 +583,7 @@ const file_flotilla_v1_migration_proto_rawDesc = "" +
 	"\rWANT_HAND_OFF\x10\x02\x12\x0f\n" +
 	"\vWANT_CANCEL\x10\x03\x12\x12\n" +
 	"\x0eWANT_TAKE_BACK\x10\x04\x12\x0f\n" +
-	"\vWANT_DELETE\x10\x05\"\xfd\x02\n" +
+	"\vWANT_DELETE\x10\x05\"\x93\x03\n" +
 	"\fPullResponse\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.flotilla.v1.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
@@ -583,19 +599,21 @@ const file_flotilla_v1_migration_proto_rawDesc = "" +
 	" \x01(\v2\x16.flotilla.v1.HandedOffR\x06handed\x12\x1a\n" +
 	"\bchecksum\x18\v \x01(\x04R\bchecksum\x12\x14\n" +
 	"\x05ended\x18\r \x01(\bR\x05ended\x12\x16\n" +
-	"\x06frozen\x18\f \x01(\bR\x06frozen\"\xc4\x01\n" +
+	"\x06frozen\x18\f \x01(\bR\x06frozen\x12\x14\n" +
+	"\x05total\x18\x0e \x01(\x04R\x05total\"\xc4\x01\n" +
 	"\tHandedOff\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06writes\x18\x03 \x01(\x04R\x06writes\x12+\n" +
 	"\x04keys\x18\x04 \x01(\v2\x17.flotilla.v1.CopyDigestR\x04keys\x121\n" +
 	"\aanswers\x18\x05 \x01(\v2\x17.flotilla.v1.CopyDigestR\aanswers\x12\x15\n" +
-	"\x06ago_us\x18\x06 \x01(\x03R\x05agoUs\"H\n" +
+	"\x06ago_us\x18\x06 \x01(\x03R\x05agoUs\"^\n" +
 	"\n" +
 	"CopyDigest\x12\x12\n" +
 	"\x04high\x18\x01 \x01(\x06R\x04high\x12\x10\n" +
 	"\x03low\x18\x02 \x01(\x06R\x03low\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\x04R\x05count\"`\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"`\n" +
 	"\bMoveItem\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x14\n" +
