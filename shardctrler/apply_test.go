@@ -345,7 +345,9 @@ func drawCommand(t *rapid.T, s *State) Command {
 		}), 0, 4).Draw(t, "members")
 	}
 	shard := rapid.Custom(func(t *rapid.T) shardmap.ShardID { return shardmap.ShardID(rapid.Uint64Range(0, 20).Draw(t, "shard")) })
-	move := rapid.Custom(func(t *rapid.T) OperationID { return OperationID(rapid.Uint64Range(0, uint64(s.LastOperation)+1).Draw(t, "move")) })
+	move := rapid.Custom(func(t *rapid.T) OperationID {
+		return OperationID(rapid.Uint64Range(0, uint64(s.LastOperation)+1).Draw(t, "move"))
+	})
 	switch rapid.IntRange(0, 12).Draw(t, "command") {
 	case 0:
 		return initCommand(rapid.SampledFrom([]uint64{1, 16, 300, 1024}).Draw(t, "shards"), rapid.Uint64Range(0, 4).Draw(t, "replicas"), rapid.Uint64Range(1, 5).Draw(t, "groups"))

@@ -6,9 +6,12 @@ import "fmt"
 // answered INVALID and has no effect: whether it passes them is known before
 // its first operation is carried out, and is the same at every replica.
 const (
-	// answerBytesMax bounds the results of one request, so that an answer fits
-	// a message and a session's table.
+	// answerBytesMax bounds the results of a request that only reads, so that an
+	// answer fits a message.
 	answerBytesMax = 32 << 20
+	// recordedBytesMax bounds those of a write: what is recorded moves with its
+	// shard, in one entry of the target's log.
+	recordedBytesMax = 11 << 20
 	// workBytesMax bounds the values that one request reads and writes: ten
 	// thousand appends to one large value would otherwise hold up a group for
 	// minutes.
@@ -32,8 +35,8 @@ type budget struct {
 	answer int
 }
 
-// overspent says why the operations are too much for one request, "" if they
-// are not.
+// overspent says why the operations are too much for one write, "" if they are
+// not.
 func (v *shardView) overspent(ops []op) (string, error) {
 	if !needsBudget(ops) {
 		return "", nil
@@ -43,7 +46,7 @@ func (v *shardView) overspent(ops []op) (string, error) {
 		if err := b.add(&ops[i]); err != nil {
 			return "", err
 		}
-		if why := excess(b.work, b.answer); why != "" {
+		if why := excess(b.work, b.answer, recordedBytesMax); why != "" {
 			return why, nil
 		}
 	}
@@ -51,10 +54,10 @@ func (v *shardView) overspent(ops []op) (string, error) {
 }
 
 // excess says what is too much, "" if nothing is.
-func excess(work, answer int) string {
+func excess(work, answer, answerMax int) string {
 	switch {
-	case answer > answerBytesMax:
-		return fmt.Sprintf("the results pass %d bytes: ask for less at once", answerBytesMax)
+	case answer > answerMax:
+		return fmt.Sprintf("the results pass %d bytes: ask for less at once", answerMax)
 	case work > workBytesMax:
 		return fmt.Sprintf("the request reads and writes more than %d bytes: ask for less at once", workBytesMax)
 	}

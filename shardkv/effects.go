@@ -255,9 +255,14 @@ func (x *effects) clear(o *op) (res result, err error) {
 	return result{version: x.version()}, err
 }
 
-// clearsTooMuch tells whether a write clears more keys of a shard in a move than
-// can be written down at once.
+// clearWrites is what it costs to write down that a key is cleared, put as bytes.
+const clearWrites = 256
+
+// clearsTooMuch tells whether operations clear more of a shard in a move than
+// can be written down at once. What they clear counts as read.
 func (x *effects) clearsTooMuch(ops []op) (bool, error) {
+	keys, size := 0, 0
+	defer func() { *x.spent += size }()
 	for i := range ops {
 		if ops[i].kind != opClear || ops[i].span.whole() {
 			continue
@@ -266,11 +271,12 @@ func (x *effects) clearsTooMuch(ops []op) (bool, error) {
 		if string(lo) >= string(hi) {
 			continue
 		}
-		it, n := x.iter(lo, hi), 0
-		for ok := it.First(); ok && n <= clearsMax; ok = it.Next() {
-			n++
+		it := x.iter(lo, hi)
+		for ok := it.First(); ok && keys <= clearsMax && size <= entryBytesMax; ok = it.Next() {
+			keys++
+			size += clearWrites + len(it.Value())
 		}
-		if err := it.Close(); err != nil || n > clearsMax {
+		if err := it.Close(); err != nil || keys > clearsMax || size > entryBytesMax {
 			return true, err
 		}
 	}

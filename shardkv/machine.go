@@ -395,7 +395,7 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	if refused != nil {
 		return refused, nil
 	}
-	if sh.noted() {
+	if sh.noted() && !sh.sessions.answered(w.session) {
 		if busy, err := m.clearsTooMuch(b, w, sh); busy || err != nil {
 			return refusal(flotillav1.Code_BUSY, fmt.Sprintf("shard %d moves: clear it in smaller parts, or later", sh.id)), err
 		}
@@ -423,6 +423,7 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 	return a, m.record(b, s, n, kept)
 }
 
+// clearsTooMuch tells whether either branch does.
 func (m *Machine) clearsTooMuch(b *statestore.Batch, w *write, sh *heldShard) (bool, error) {
 	x := m.scratch.effectsOn(b, sh, m.state.time, &m.notes)
 	busy, err := x.clearsTooMuch(w.ops)
@@ -530,7 +531,7 @@ func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer,
 		if err != nil {
 			return nil, err
 		}
-		if why := excess(x.looked, 0); why != "" {
+		if why := excess(x.looked, 0, recordedBytesMax); why != "" {
 			return refusal(flotillav1.Code_INVALID, why), nil
 		}
 		compared = compared && holds

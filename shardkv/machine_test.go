@@ -82,10 +82,10 @@ func TestSmallEntriesWithLargeAnswers(t *testing.T) {
 	r.born(t, epoch, 1)
 	r.one(t, epoch, plain(0, put("big", strings.Repeat("v", ValueBytesMax-100))))
 	var commands []command
-	for i := range uint64(12) {
+	for i := range uint64(42) {
 		id := alice
 		id.client += i + 1000
-		ops := append([]op{put("k", "x")}, slices.Repeat([]op{get("big")}, 7)...)
+		ops := append([]op{put("k", "x")}, slices.Repeat([]op{get("big")}, 2)...)
 		commands = append(commands, numbered(0, id, 1, 1, ops...), numbered(0, id, 2, 2, put("k", "x")))
 	}
 	b := r.replica.NewBatch()

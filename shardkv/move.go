@@ -37,6 +37,7 @@ const (
 	moveCancelImport moveKind = 17
 	moveDone         moveKind = 18 // the source has deleted its copy
 	moveDiffers      moveKind = 19 // what is stored is not what was handed off
+	moveCompared     moveKind = 20 // how far the read-back has come
 )
 
 // move is an entry of a move. Each names the shard, the migration and what it
@@ -100,6 +101,8 @@ func (c *move) encode(e *encoder) {
 		e.int(c.pause)
 	case moveVerified:
 		e.int(c.pause)
+	case moveCompared:
+		e.bytes(c.to)
 	}
 }
 
@@ -117,6 +120,8 @@ func decodeMove(d *decoder, kind moveKind) *move {
 		c.pause = d.int()
 	case moveVerified:
 		c.pause = d.int()
+	case moveCompared:
+		c.to = d.bytes()
 	}
 	return c
 }
@@ -195,7 +200,7 @@ func (m *Machine) applyMove(b *statestore.Batch, c *move) (*answer, error) {
 		return m.deleteHandedOff(b, c, sh), nil
 	case moveBeginImport:
 		return m.beginImport(b, c, sh), nil
-	case moveVerified, moveDiffers, moveDone:
+	case moveVerified, moveDiffers, moveDone, moveCompared:
 		return m.verified(b, c, sh), nil
 	}
 	if c.kind == moveCancelImport && sh.state == shardAbsent && c.id > sh.move {
@@ -266,7 +271,10 @@ func (m *Machine) cancelExport(b *statestore.Batch, c *move, sh *heldShard) *ans
 		return refused("shard %d was handed to group %d: what was decided stands", sh.id, sh.peer)
 	case sh.state == shardExporting && sh.move == c.id:
 		m.endExport(b, sh, shardOwned)
-	case c.id > sh.move:
+	case c.id <= sh.move:
+	case sh.in != nil || sh.state != shardOwned && sh.state != shardAbsent:
+		return refusal(flotillav1.Code_BUSY, fmt.Sprintf("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move))
+	default:
 		sh.move = c.id // a late BeginExport does nothing
 		m.save(sh)
 	}
@@ -288,7 +296,7 @@ func (m *Machine) takeBack(b *statestore.Batch, c *move, sh *heldShard) *answer 
 func (m *Machine) deleteHandedOff(b *statestore.Batch, c *move, sh *heldShard) *answer {
 	switch {
 	case sh.state == shardHandedOff && sh.move == c.id:
-	case sh.move >= c.id && sh.state != shardExporting:
+	case sh.move >= c.id && sh.state != shardExporting && sh.state != shardHandedOff || sh.move > c.id:
 		return new(answer) // it is deleted: nothing later could have begun before
 	default:
 		return refused("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move)
@@ -443,6 +451,11 @@ func (m *Machine) takeKey(b *statestore.Batch, sh *heldShard, key, stored []byte
 	return nil
 }
 
+// importedAnswersMax bounds the answers of one session in a copy that is being
+// taken in: while pages of different times come in there may be more than a
+// session may have.
+const importedAnswersMax = 3 * sessionAnswersMax
+
 func (m *Machine) takeAnswer(b *statestore.Batch, sh *heldShard, name, content []byte) error {
 	id, seq, ok := splitAnswerName(name)
 	lowest, n := binary.Uvarint(content)
@@ -455,6 +468,10 @@ func (m *Machine) takeAnswer(b *statestore.Batch, sh *heldShard, name, content [
 	}
 	if err := m.raiseImported(b, sh, id, s, lowest); err != nil {
 		return err
+	}
+	if len(s.answers()) >= importedAnswersMax {
+		sh.in.unequal = true // no source has so many
+		return nil
 	}
 	place := answerPlace{shard: sh.id, inc: sh.incarnation, id: id, slot: s.slots.lowestFree()}
 	var e encoder
@@ -588,6 +605,9 @@ func (m *Machine) verified(b *statestore.Batch, c *move, sh *heldShard) *answer 
 		return refused("shard %d is %s in migration %d", sh.id, sh.describe(), sh.move)
 	}
 	switch c.kind {
+	case moveCompared:
+		sh.in.compared = bytes.Clone(c.to)
+		m.saveImport(sh)
 	case moveDiffers:
 		sh.in.unequal = true
 		m.saveImport(sh)

@@ -45,6 +45,7 @@ type mover struct {
 	// Of the read-back of what is served.
 	serves   bool
 	compared []byte // through here the source's copy was compared
+	pages    int    // since that was committed
 	allRead  bool
 	sums     bool // what is stored has the digest that it should
 	differs  string
@@ -106,10 +107,14 @@ func (v *mover) turn(now time.Time, x *importStatus) moverAct {
 	return v.ask(x, flotillav1.PullRequest_WANT_TOUCHED, in.position)
 }
 
+// comparedPages is how many pages are compared before how far that has come is
+// committed: another leader goes on from there.
+const comparedPages = 64
+
 // turnServing reads back what is served, and then has the source's copy deleted.
 func (v *mover) turnServing(now time.Time, x *importStatus) moverAct {
 	if !v.serves {
-		*v = mover{serves: true, pause: v.pause}
+		*v = mover{serves: true, pause: v.pause, compared: x.in.compared}
 	}
 	h := v.heard
 	v.heard = nil
@@ -126,6 +131,11 @@ func (v *mover) turnServing(now time.Time, x *importStatus) moverAct {
 	case h != nil:
 		v.waits = true
 		return moverAct{compare: h}
+	case v.pages >= comparedPages:
+		v.pages = 0
+		c := x.step(moveCompared)
+		c.to = v.compared
+		return v.propose(c)
 	case !v.allRead:
 		return v.ask(x, flotillav1.PullRequest_WANT_SCAN, v.compared)
 	case !v.sums:
@@ -166,6 +176,7 @@ func (v *mover) compares(now time.Time, page *heardPage, differs string, err err
 		v.sums = true
 	default:
 		v.compared, v.allRead = page.GetTo(), page.GetDone()
+		v.pages++
 	}
 	v.succeeded()
 }
@@ -300,6 +311,7 @@ func (v *mover) failed(now time.Time, what string, args ...any) {
 	v.waitFor(now, what, args...)
 	v.retry = now.Add(min(moveWaitMin<<min(v.failures, 10), moveWaitMax))
 	v.failures++
+	v.idle = false // by then much may have been touched
 }
 
 func groupID(id uint64) raft.GroupID { return raft.GroupID(id) }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -17,11 +18,61 @@ import (
 type movers struct {
 	mu    sync.Mutex // guards what follows
 	byKey map[moverKey]*mover
-	wake  chan struct{} // has an element when something may have to be done
+	// groups are those with imports, or with requests that wait for one.
+	groups map[raft.GroupID]*group
+	wake   chan struct{} // has an element when something may have to be done
 }
 
 func newMovers() *movers {
-	return &movers{byKey: make(map[moverKey]*mover), wake: make(chan struct{}, 1)}
+	return &movers{byKey: make(map[moverKey]*mover), groups: make(map[raft.GroupID]*group), wake: make(chan struct{}, 1)}
+}
+
+// look has a group looked at soon, and from then on as long as it has imports.
+func (m *movers) look(g *group) {
+	m.mu.Lock()
+	m.groups[g.id] = g
+	m.mu.Unlock()
+	signal(m.wake)
+}
+
+// forget drops a group that was removed.
+func (m *movers) forget(g *group) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.groups[g.id] == g {
+		delete(m.groups, g.id)
+	}
+}
+
+// moved hears that a move of a group has gone on.
+func (m *movers) moved(g *group) {
+	m.mu.Lock()
+	known := m.groups[g.id] == g
+	m.mu.Unlock()
+	if known {
+		signal(m.wake)
+	} else if len(g.machine.movesNow().imports) > 0 {
+		m.look(g)
+	}
+}
+
+// busy are the groups to be looked at, ascending.
+func (m *movers) busy() []*group {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.SortedFunc(maps.Values(m.groups), func(a, b *group) int { return cmp.Compare(a.id, b.id) })
+}
+
+// rest takes groups out that have nothing to be looked at. What comes up in the
+// meantime puts them in again, behind this lock.
+func (m *movers) rest(groups []*group) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, g := range groups {
+		if len(g.machine.movesNow().imports) == 0 && !g.parking.parks() && m.groups[g.id] == g {
+			delete(m.groups, g.id)
+		}
+	}
 }
 
 // moveLook is how often imports are looked at though nothing was heard.
@@ -50,11 +101,13 @@ func (s *Server) driveMoves(ctx context.Context) {
 // again; 0: not before something happens.
 func (s *Server) driveOnce(now time.Time) (wait time.Duration) {
 	host := s.host.Load()
-	if host == nil || s.options.Pull == nil {
+	if host == nil || s.options.Pull == nil || s.ctx.Err() != nil {
 		return 0
 	}
 	present := make(map[moverKey]bool)
-	for _, g := range s.sortedGroups() {
+	busy := s.movers.busy()
+	defer s.movers.rest(busy)
+	for _, g := range busy {
 		if g.parking.parks() {
 			s.release(g, now)
 			wait = moveLook
@@ -142,7 +195,7 @@ func (s *Server) readBack(g *group, key moverKey, page *heardPage) (differing st
 		return "", errors.Join(err, errMoving)
 	}
 	d, err := addUp(view, key.shard, x.record.incarnation, func() bool { return s.ctx.Err() != nil })
-	if err == nil && s.ctx.Err() == nil && d != x.in.digest {
+	if err = errors.Join(err, s.ctx.Err()); err == nil && d != x.in.digest {
 		differing = "the digest"
 	}
 	return differing, err

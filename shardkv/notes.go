@@ -1,6 +1,7 @@
 package shardkv
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
@@ -119,8 +120,8 @@ func (n *notes) gone(b *statestore.Batch, sh *heldShard, id sessionID, answers [
 	return nil
 }
 
-// clearsMax bounds how many keys of a shard in a move one operation clears,
-// unless it clears them all.
+// clearsMax bounds how many keys of a shard in a move one request clears, unless
+// it clears them all.
 const clearsMax = 10_000
 
 // cleared writes down that a span is about to be cleared.
@@ -145,14 +146,19 @@ func (n *notes) cleared(b *statestore.Batch, sh *heldShard, s span, lo, hi []byt
 	if d == nil {
 		return nil
 	}
+	var gone [][]byte
 	it := b.Iter(lo, hi)
 	for ok := it.First(); ok; ok = it.Next() {
 		d.keys.sub(kindValue, it.Key()[spaceBytes:], it.Value())
 		if sh.unverified {
-			b.Set(append(appendSpace(nil, kindTombstone, sh.id, sh.incarnation), it.Key()[spaceBytes:]...), nil)
+			gone = append(gone, bytes.Clone(it.Key()[spaceBytes:]))
 		}
 	}
-	return it.Close()
+	err := it.Close()
+	for _, key := range gone {
+		b.Set(append(appendSpace(nil, kindTombstone, sh.id, sh.incarnation), key...), nil)
+	}
+	return err
 }
 
 // whole tells whether the span is all the keys there can be.

@@ -36,6 +36,14 @@ type parkedCall struct {
 // park has a request wait if its shard is being imported here. goOn sends it on
 // its way when that has ended.
 func (s *Server) park(g *group, c *call, shard shardmap.ShardID, bytes int, goOn func()) bool {
+	waits := s.parkIn(g, c, shard, bytes, goOn)
+	if waits {
+		s.movers.look(g)
+	}
+	return waits
+}
+
+func (s *Server) parkIn(g *group, c *call, shard shardmap.ShardID, bytes int, goOn func()) bool {
 	p := &g.parking
 	p.mu.Lock()
 	defer p.mu.Unlock()

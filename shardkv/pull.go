@@ -11,140 +11,231 @@ import (
 // What the target of a move asks the source for: pages of its copy of a shard,
 // read from one view each.
 
+// pageLooked bounds what is looked at for one page, besides what goes into it:
+// a page comes soon, however little of what is there is of interest.
+const pageLooked = 65_536
+
 // copyPage is items, and where the next one goes on.
 type copyPage struct {
 	items []moveItem
 	to    []byte
 	done  bool // nothing is left, as of the view
+
+	room   int // bytes that may still come in
+	looked int
+}
+
+func (p *copyPage) add(i moveItem) {
+	p.room -= i.bytes()
+	p.items = append(p.items, i)
+}
+
+// full tells whether the page takes no more.
+func (p *copyPage) full() bool { return p.room <= 0 || p.looked >= pageLooked }
+
+// copyReader reads the copy of a shard in a view. It makes one iterator over all
+// answers: to make one takes a look at all that the store has still in memory.
+type copyReader struct {
+	view    *statestore.View
+	shard   shardmap.ShardID
+	inc     incarnation
+	answers *statestore.Iter // nil: not needed yet
+	indexes map[sessionID]*answerIndex
+}
+
+// answerIndex tells where the answers of a session lie.
+type answerIndex struct {
+	lowest uint64
+	slots  map[uint64]slot // by number; leftovers below lowest too
+}
+
+func newCopyReader(view *statestore.View, shard shardmap.ShardID, inc incarnation) *copyReader {
+	return &copyReader{view: view, shard: shard, inc: inc, indexes: make(map[sessionID]*answerIndex)}
+}
+
+func (r *copyReader) close() error {
+	if r.answers == nil {
+		return nil
+	}
+	return r.answers.Close()
+}
+
+// iter is over all answers of the copy.
+func (r *copyReader) iter() *statestore.Iter {
+	if r.answers == nil {
+		lo := appendSpace(nil, kindAnswer, r.shard, r.inc)
+		r.answers = r.view.NewIter(lo, successor(lo))
+	}
+	return r.answers
+}
+
+// index finds the answers of a session.
+func (r *copyReader) index(id sessionID) (*answerIndex, error) {
+	if x := r.indexes[id]; x != nil {
+		return x, nil
+	}
+	x := &answerIndex{slots: make(map[uint64]slot)}
+	lo, hi := sessionSpan(r.shard, r.inc, id)
+	it := r.iter()
+	for ok := it.SeekGE(lo); ok && bytes.Compare(it.Key(), hi) < 0; ok = it.Next() {
+		place, good := splitAnswerKey(it.Key())
+		head, _, err := decodeAnswerHead(it.Value())
+		if !good || err != nil {
+			return nil, errors.Join(errMalformed, err)
+		}
+		x.lowest = max(x.lowest, head.lowest)
+		x.slots[head.seq] = place.slot
+	}
+	r.indexes[id] = x
+	return x, it.Error()
+}
+
+// content is an answer that is waited for; nil: it is not.
+func (r *copyReader) content(id sessionID, seq uint64) ([]byte, error) {
+	x, err := r.index(id)
+	if err != nil {
+		return nil, err
+	}
+	at, there := x.slots[seq]
+	if !there || seq < x.lowest {
+		return nil, nil
+	}
+	stored, there, err := r.view.Get(answerPlace{shard: r.shard, inc: r.inc, id: id, slot: at}.append(nil))
+	if err != nil || !there {
+		return nil, errors.Join(errMalformed, err)
+	}
+	_, content, err := decodeAnswerHead(stored)
+	return content, err
 }
 
 // scanCopy reads the copy in the order in which it is stored, keys before
 // answers, on from where the last page ended: at least one item, and as many as
-// fit in so many bytes.
-func scanCopy(view *statestore.View, shard shardmap.ShardID, inc incarnation, from []byte, bytesMax int) (copyPage, error) {
-	var p copyPage
-	size := 0
-	room := func() bool { return size < bytesMax }
-	add := func(i moveItem) {
-		size += i.bytes()
-		p.items = append(p.items, i)
-	}
+// fit in so many bytes. from and to are the kind and what is stored there of the
+// last that was read: the key, or the session and the slot.
+func scanCopy(view *statestore.View, shard shardmap.ShardID, inc incarnation, from []byte, bytesMax int) (p copyPage, err error) {
+	p.room = bytesMax
+	r := newCopyReader(view, shard, inc)
+	defer func() { err = errors.Join(err, r.close()) }()
 	if len(from) == 0 || from[0] == kindValue {
-		if err := p.scanKeys(view, shard, inc, from, room, add); err != nil || !p.done {
+		if err := p.scanKeys(r, from); err != nil || !p.done {
 			return p, err
 		}
 		from, p.done = nil, false
 	}
-	if err := p.scanAnswers(view, shard, inc, from, room, add); err != nil {
-		return p, err
-	}
-	return p, nil
+	return p, p.scanAnswers(r, from)
 }
 
-// scanKeys reads keys; done: there are no more. from and to are the kind, and
-// the last key that was read.
-func (p *copyPage) scanKeys(view *statestore.View, shard shardmap.ShardID, inc incarnation, from []byte, room func() bool, add func(moveItem)) error {
-	lo := appendSpace(nil, kindValue, shard, inc)
+func (p *copyPage) scanKeys(r *copyReader, from []byte) error {
+	lo := appendSpace(nil, kindValue, r.shard, r.inc)
 	hi := successor(lo)
 	if len(from) > 0 {
 		lo = append(append(lo, from[1:]...), 0)
 	}
-	it := view.NewIter(lo, hi)
+	it := r.view.NewIter(lo, hi)
 	ok := it.First()
-	for ; ok && room(); ok = it.Next() {
+	for ; ok && !p.full(); ok = it.Next() {
 		key := bytes.Clone(it.Key()[spaceBytes:])
-		add(moveItem{kind: kindValue, name: key, stored: bytes.Clone(it.Value())})
+		p.add(moveItem{kind: kindValue, name: key, stored: bytes.Clone(it.Value())})
 		p.to = append([]byte{kindValue}, key...)
 	}
 	p.done = !ok
 	return it.Close()
 }
 
-// scanAnswers reads the answers that are waited for, session by session: from
-// and to are the kind, and the last session that was read.
-func (p *copyPage) scanAnswers(view *statestore.View, shard shardmap.ShardID, inc incarnation, from []byte, room func() bool, add func(moveItem)) error {
-	lo := appendSpace(nil, kindAnswer, shard, inc)
-	hi := successor(lo)
+// scanAnswers reads the answers that are waited for, session by session.
+func (p *copyPage) scanAnswers(r *copyReader, from []byte) error {
+	at := appendSpace(nil, kindAnswer, r.shard, r.inc)
 	if len(from) > 0 {
-		if lo = successor(append(lo, from[1:]...)); lo == nil || bytes.Compare(lo, hi) >= 0 {
-			p.to, p.done = from, true
-			return nil
-		}
+		at = append(append(at, from[1:]...), 0)
 	}
-	for {
-		it := view.NewIter(lo, hi)
-		if !it.First() {
-			p.done = true
-			if p.to == nil || p.to[0] == kindValue {
-				p.to = []byte{kindAnswer}
+	it := r.iter()
+	var session sessionID
+	var x *answerIndex
+	for ok := it.SeekGE(at); ok; ok = it.Next() {
+		if p.full() {
+			return it.Error()
+		}
+		place, good := splitAnswerKey(it.Key())
+		if !good {
+			return errMalformed
+		}
+		if x == nil || place.id != session {
+			at = append(at[:0], it.Key()...)
+			var err error
+			if x, err = r.index(place.id); err != nil {
+				return err
 			}
-			return it.Close()
+			delete(r.indexes, place.id) // it does not come again
+			session = place.id
+			it.SeekGE(at)
 		}
-		place, ok := splitAnswerKey(it.Key())
-		if err := it.Close(); err != nil || !ok {
-			return errors.Join(err, errMalformed)
-		}
-		if !room() {
-			return nil
-		}
-		if err := sessionItems(view, shard, inc, place.id, add); err != nil {
+		head, content, err := decodeAnswerHead(it.Value())
+		if err != nil {
 			return err
 		}
-		p.to = place.id.append([]byte{kindAnswer})
-		_, lo = sessionSpan(shard, inc, place.id)
-	}
-}
-
-// sessionItems are a session's answers that are waited for.
-func sessionItems(view *statestore.View, shard shardmap.ShardID, inc incarnation, id sessionID, add func(moveItem)) error {
-	lo, hi := sessionSpan(shard, inc, id)
-	var lowest uint64
-	if err := eachAnswer(view, lo, hi, func(_ answerPlace, head answerHead, _ []byte, _ int) { lowest = max(lowest, head.lowest) }); err != nil {
-		return err
-	}
-	return eachAnswer(view, lo, hi, func(_ answerPlace, head answerHead, content []byte, _ int) {
-		if head.seq >= lowest {
-			add(moveItem{kind: kindAnswer, name: answerName(id, head.seq), stored: bytes.Clone(content)})
+		p.looked++
+		if head.seq >= x.lowest {
+			p.add(moveItem{kind: kindAnswer, name: answerName(place.id, head.seq), stored: bytes.Clone(content)})
 		}
-	})
+		p.to = append([]byte{kindAnswer}, it.Key()[spaceBytes:]...)
+	}
+	p.done = true
+	if len(p.to) == 0 || p.to[0] == kindValue {
+		p.to = from
+		if len(from) == 0 {
+			p.to = []byte{kindAnswer}
+		}
+	}
+	return it.Error()
 }
 
 // touchedSince reads the present state of what was touched behind a position,
-// in the order in which it was touched: at least one item, if there is one, and
-// as many as fit in so many bytes.
-func touchedSince(view *statestore.View, shard shardmap.ShardID, inc incarnation, from []byte, bytesMax int) (copyPage, error) {
-	p := copyPage{to: from}
+// in the order in which it was touched: at least one, if there is one, and as
+// much as fits in so many bytes. What was touched several times comes once, for
+// its state is that of the view; what is behind a span or a session that went
+// comes again, for it has to be put back.
+func touchedSince(view *statestore.View, shard shardmap.ShardID, inc incarnation, from []byte, bytesMax int) (p copyPage, err error) {
+	p = copyPage{to: from, room: bytesMax}
+	r := newCopyReader(view, shard, inc)
 	space := appendSpace(nil, kindTouch, shard, inc)
 	it := view.NewIter(append(bytes.Clone(space), append(bytes.Clone(from), 0)...), successor(space))
-	size := 0
+	defer func() { err = errors.Join(err, it.Close(), r.close()) }()
+	seen := make(map[string]bool)
 	ok := it.First()
-	for ; ok && size < bytesMax; ok = it.Next() {
+	for ; ok && !p.full(); ok = it.Next() {
 		if len(it.Key()) != spaceBytes+positionBytes || len(it.Value()) == 0 {
-			it.Close()
 			return p, errMalformed
 		}
-		i, there, err := presentState(view, shard, inc, it.Value()[0], bytes.Clone(it.Value()[1:]))
+		p.looked++
+		p.to = bytes.Clone(it.Key()[spaceBytes:])
+		kind := it.Value()[0]
+		if seen[string(it.Value())] {
+			continue
+		}
+		i, there, err := r.presentState(kind, bytes.Clone(it.Value()[1:]))
 		if err != nil {
-			it.Close()
 			return p, err
 		}
-		if there {
-			size += i.bytes()
-			p.items = append(p.items, i)
+		if kind == itemSpan || kind == itemSession {
+			clear(seen)
+		} else {
+			seen[string(it.Value())] = true
 		}
-		p.to = bytes.Clone(it.Key()[spaceBytes:])
+		if there {
+			p.add(i)
+		}
 	}
 	p.done = !ok
-	return p, it.Close()
+	return p, it.Error()
 }
 
 // presentState is something that was touched as it is now; false: it is of no
 // interest any more.
-func presentState(view *statestore.View, shard shardmap.ShardID, inc incarnation, kind byte, name []byte) (i moveItem, there bool, err error) {
+func (r *copyReader) presentState(kind byte, name []byte) (i moveItem, there bool, err error) {
 	i = moveItem{kind: kind, name: name}
 	switch kind {
 	case kindValue:
-		stored, ok, err := view.Get(valueKey(shard, inc, name))
+		stored, ok, err := r.view.Get(valueKey(r.shard, r.inc, name))
 		if ok {
 			i.stored = bytes.Clone(stored)
 		}
@@ -154,19 +245,15 @@ func presentState(view *statestore.View, shard shardmap.ShardID, inc incarnation
 		if !ok {
 			return i, false, errMalformed
 		}
-		err := sessionItems(view, shard, inc, id, func(waited moveItem) {
-			if _, s, _ := splitAnswerName(waited.name); s == seq {
-				i, there = waited, true
-			}
-		})
-		return i, there, err
+		content, err := r.content(id, seq)
+		i.stored = bytes.Clone(content)
+		return i, content != nil, err
 	case itemSession:
 		if len(name) != clientBytes {
 			return i, false, errMalformed
 		}
-		lo, hi := sessionSpan(shard, inc, sessionOf(name))
-		err := eachAnswer(view, lo, hi, func(answerPlace, answerHead, []byte, int) { there = true })
-		return i, !there, err // it is of interest if it is gone
+		x, err := r.index(sessionOf(name))
+		return i, err == nil && len(x.slots) == 0, err // it is of interest if it is gone
 	case itemSpan:
 		i.name, i.stored = nil, name
 		return i, true, nil

@@ -154,7 +154,7 @@ func (r *readyRead) evaluate(view *statestore.View, state groupRecord) (a *answe
 		if err != nil {
 			return nil, 0, err
 		}
-		if why := excess(v.looked, 0); why != "" {
+		if why := excess(v.looked, 0, answerBytesMax); why != "" {
 			return refusal(flotillav1.Code_INVALID, why), 0, nil
 		}
 		note(found.expires)
@@ -173,7 +173,7 @@ func (r *readyRead) evaluate(view *statestore.View, state groupRecord) (a *answe
 		}
 		note(expires)
 		size += a.results[i].size()
-		if why := excess(v.looked, size); why != "" {
+		if why := excess(v.looked, size, answerBytesMax); why != "" {
 			return refusal(flotillav1.Code_INVALID, why), 0, nil
 		}
 	}

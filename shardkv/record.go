@@ -126,6 +126,7 @@ type imported struct {
 	verified   bool   // served, and the source may delete its copy
 	writes     uint64 // the shard's count at HandOff
 	cleared    bool   // since Activate all keys were cleared
+	compared   []byte // through here what is stored was compared with what was handed off
 	dirty      bool   // the record goes into the batch
 }
 
@@ -137,6 +138,7 @@ func (i *imported) encode() []byte {
 	e.bytes(i.position)
 	e.byte(flag(i.scanned, 1) | flag(i.unequal, 2) | flag(i.cleared, 4) | flag(i.refused, 8) | flag(i.cancelled, 16) | flag(i.verified, 32))
 	e.uint(i.writes)
+	e.bytes(i.compared)
 	for _, s := range [...]sum{i.digest.keys, i.digest.answers} {
 		s.encode(&e)
 	}
@@ -148,7 +150,7 @@ func decodeImported(b []byte) (*imported, error) {
 	i := &imported{generation: d.uint(), attempt: d.uint(), scan: d.bytes(), position: d.bytes()}
 	flags := d.byte()
 	i.scanned, i.unequal, i.cleared, i.refused, i.cancelled, i.verified = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0, flags&16 != 0, flags&32 != 0
-	i.writes = d.uint()
+	i.writes, i.compared = d.uint(), d.bytes()
 	i.digest.keys, i.digest.answers = decodeSum(&d), decodeSum(&d)
 	return i, d.end()
 }

@@ -168,7 +168,7 @@ func stopping() *flotillav1.Response {
 func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) multiraft.StateMachine {
 	return func(r *statestore.Replica) multiraft.StateMachine {
 		g := &group{id: id, machine: NewMachine(id), replica: r}
-		g.machine.moved = func() { signal(s.movers.wake) }
+		g.machine.moved = func() { s.movers.moved(g) }
 		g.machine.scan = s.scanBase
 		g.machine.clock = s.now
 		s.groups.Store(id, g)
@@ -181,6 +181,7 @@ func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) mult
 func (s *Server) RemoveGroup(key raft.ReplicaKey) {
 	if g := s.group(key.Group); g != nil && g.replica.ID() == key {
 		s.groups.CompareAndDelete(key.Group, g)
+		s.movers.forget(g)
 	}
 }
 

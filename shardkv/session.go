@@ -115,6 +115,16 @@ type tally struct {
 	bytes    int // of answers, in the store
 }
 
+// answered tells whether a write bears a number that needs no effect any more.
+func (t *sessions) answered(n session) bool {
+	s := t.get(n.id)
+	if s == nil || n.seq == 0 {
+		return false
+	}
+	_, known := s.find(n.seq)
+	return known || n.seq < s.lowest
+}
+
 func newSessions(all *tally) *sessions {
 	return &sessions{byID: make(map[sessionID]*sessionState), all: all}
 }

@@ -108,10 +108,21 @@ func (p *pulled) page() {
 	case !known && p.GetWant() == flotillav1.PullRequest_WANT_SCAN:
 		p.decide(moveBeginExport, read)
 	case known && summed && p.GetWant() == flotillav1.PullRequest_WANT_HAND_OFF && x.record.state == shardExporting:
-		p.decide(moveHandOff, read)
+		p.later(p.handOff)
 	default:
 		read()
 	}
+}
+
+// handOff hands the shard over if little is left to be taken in, as of now: a page
+// holds it. Otherwise it answers with the page.
+func (p *pulled) handOff() {
+	r, err := p.readPage()
+	if err == nil && r.GetDone() {
+		p.decide(moveHandOff, func() { p.later(p.read) })
+		return
+	}
+	p.answer(r, err)
 }
 
 // decide has an entry of the move committed and applied.
@@ -138,6 +149,10 @@ func (p *pulled) failed(err error) {
 // read answers with a page of the copy as it is now.
 func (p *pulled) read() {
 	r, err := p.readPage()
+	p.answer(r, err)
+}
+
+func (p *pulled) answer(r *flotillav1.PullResponse, err error) {
 	switch {
 	case errors.Is(err, errNotExporting):
 		r = &flotillav1.PullResponse{Code: flotillav1.Code_INVALID, Ended: true, Message: fmt.Sprintf("shard %d is not in migration %d at group %d", p.GetShard(), p.GetMigration(), p.group.id)}

@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/flotilla-kv/flotilla/raft/statestore"
@@ -10,12 +11,13 @@ import (
 
 // differs says in what a page of the source's frozen copy differs from what is
 // stored here; "": in nothing that was not changed since Activate.
-func differs(view *statestore.View, x *importStatus, items []moveItem) (string, error) {
+func differs(view *statestore.View, x *importStatus, items []moveItem) (differing string, err error) {
 	state, err := groupState(view)
 	if err != nil {
 		return "", err
 	}
-	c := comparison{view: view, x: x, time: state.time}
+	c := comparison{copyReader: newCopyReader(view, x.shard, x.record.incarnation), x: x, time: state.time}
+	defer func() { err = errors.Join(err, c.close()) }()
 	for i := range items {
 		var same bool
 		switch item := &items[i]; item.kind {
@@ -35,19 +37,14 @@ func differs(view *statestore.View, x *importStatus, items []moveItem) (string, 
 
 // comparison compares what was handed off with what is stored.
 type comparison struct {
-	view *statestore.View
+	*copyReader
 	x    *importStatus
 	time int64 // the group's
-	// The session looked at last, and its answers by name.
-	session sessionID
-	answers map[string][]byte
-	lowest  uint64
 }
 
 // key: it is the same, or was written since, or deleted.
 func (c *comparison) key(item *moveItem) (bool, error) {
-	shard, inc := c.x.shard, c.x.record.incarnation
-	stored, there, err := c.view.Get(valueKey(shard, inc, item.name))
+	stored, there, err := c.view.Get(valueKey(c.shard, c.inc, item.name))
 	switch {
 	case err != nil:
 		return false, err
@@ -59,7 +56,7 @@ func (c *comparison) key(item *moveItem) (bool, error) {
 	case c.x.in.cleared:
 		return true, nil
 	}
-	_, deleted, err := c.view.Get(append(appendSpace(nil, kindTombstone, shard, inc), item.name...))
+	_, deleted, err := c.view.Get(append(appendSpace(nil, kindTombstone, c.shard, c.inc), item.name...))
 	return deleted, err
 }
 
@@ -69,18 +66,12 @@ func (c *comparison) answer(item *moveItem) (bool, error) {
 	if !ok {
 		return false, errMalformed
 	}
-	if c.answers == nil || c.session != id {
-		c.session, c.answers, c.lowest = id, make(map[string][]byte), 0
-		lo, hi := sessionSpan(c.x.shard, c.x.record.incarnation, id)
-		err := eachAnswer(c.view, lo, hi, func(_ answerPlace, head answerHead, content []byte, _ int) {
-			c.answers[string(answerName(id, head.seq))] = bytes.Clone(content)
-			c.lowest = max(c.lowest, head.lowest)
-		})
-		if err != nil {
-			return false, err
-		}
+	x, err := c.index(id)
+	if err != nil || seq < x.lowest || id.endsAt() <= c.time {
+		return err == nil, err
 	}
-	return seq < c.lowest || id.endsAt() <= c.time || bytes.Equal(c.answers[string(item.name)], item.stored), nil
+	content, err := c.content(id, seq)
+	return bytes.Equal(content, item.stored), err
 }
 
 // addUp reads a copy and adds it up, unless it is ended before.
