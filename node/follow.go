@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -9,6 +11,7 @@ import (
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/gossip"
 	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/logstore"
 	"github.com/flotilla-kv/flotilla/raft/multiraft"
 	"github.com/flotilla-kv/flotilla/shardctrler"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
@@ -47,6 +50,9 @@ func (n *Node) followOnce(ctx context.Context, m *shardmap.Map) (again bool) {
 		return false
 	}
 	n.gossip.SetHighWater(m.Revision)
+	if _, listed := m.Node(id.Node); !listed {
+		return !n.failIfRemoved(ctx, id.Node)
+	}
 	n.deleteRemoved(host)
 	again = n.followAddresses(m, id)
 	assigned := make(map[raft.ReplicaKey]bool)
@@ -93,10 +99,6 @@ func (n *Node) followAddresses(m *shardmap.Map, id shardctrler.Identity) (again 
 		if node.ID == id.Node {
 			continue
 		}
-		if node.State == shardmap.NodeRemoved {
-			n.transport.RemovePeer(node.ID)
-			continue
-		}
 		addr := node.Addr
 		if at, ok := heard[node.ID]; ok {
 			addr = at
@@ -106,7 +108,25 @@ func (n *Node) followAddresses(m *shardmap.Map, id shardctrler.Identity) (again 
 			again = true
 		}
 	}
+	for _, peer := range n.transport.Peers() {
+		if _, listed := m.Node(peer.Node); !listed {
+			n.transport.RemovePeer(peer.Node)
+		}
+	}
 	return again
+}
+
+// failIfRemoved ends a node that the cluster knows no more: a map without it may
+// be old, so the config group is asked.
+func (n *Node) failIfRemoved(ctx context.Context, self raft.NodeID) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	w, err := n.ctrl.GetMap(ctx, &flotillav1.GetMapRequest{Linearizable: true})
+	if err != nil || slices.ContainsFunc(w.Nodes, func(node *flotillav1.Node) bool { return raft.NodeID(node.Id) == self }) {
+		return false
+	}
+	n.fail(shardctrler.ErrNodeRemoved)
+	return true
 }
 
 // startAssigned starts a replica that the map assigns to this node. One that
@@ -122,6 +142,8 @@ func (n *Node) startAssigned(host *multiraft.Host, m *shardmap.Map, a shardmap.A
 	err := host.Start(n.replicaSpec(a.Key, a.First, preferred))
 	if err == nil {
 		delete(n.startErrors, a.Key)
+	} else if errors.Is(err, logstore.ErrOldReplica) {
+		n.logger.Debug("the map is behind: a replica was removed here", "group", a.Key.Group, "replica", a.Key.Replica)
 	} else if n.startErrors[a.Key] != err.Error() {
 		n.startErrors[a.Key] = err.Error() // it is tried again, and told once
 		n.logger.Warn("a replica could not be started", "group", a.Key.Group, "replica", a.Key.Replica, "error", err)

@@ -49,6 +49,14 @@ func (d *draft) apply(c Command) any {
 		return outcome(d.cancelMove(c))
 	case ReportMove:
 		return outcome(d.reportMove(c))
+	case AddGroups:
+		return answer(d.addGroups(c))
+	case RemoveGroup:
+		return answer(d.removeGroup(c))
+	case DrainNode:
+		return outcome(d.drainNode(c))
+	case RemoveNode:
+		return outcome(d.removeNode(c))
 	}
 	return invalid("unknown command %T", c)
 }
@@ -77,7 +85,7 @@ func (d *draft) init(c Init) (Registered, error) {
 		return Registered{}, err
 	}
 	d.ClusterID = c.ClusterID
-	d.Policy = Policy{Replicas: c.Replicas, Groups: c.Groups}
+	d.Policy = Policy{Replicas: c.Replicas, Groups: c.Groups, ReplaceAfter: c.ReplaceAfter}
 	d.resetShards(int(c.Shards))
 	d.LastNode, d.LastGroup = 1, raft.ConfigGroup
 	d.putNode(Node{Registration: c.First, ID: d.LastNode, State: shardmap.NodeUp, Since: d.Time})
@@ -192,7 +200,9 @@ func (d *draft) finishOperation(c Finish) error {
 	}
 	switch body := o.Body.(type) {
 	case ChangeMembership:
-		return invalid("operation %d ends when the membership of group %d is observed", o.ID, body.Group)
+		if c.Done {
+			return invalid("operation %d ends when the membership of group %d is observed", o.ID, body.Group)
+		}
 	case Birth:
 		if c.Done {
 			d.born(body.Group)
@@ -300,6 +310,10 @@ func (d *draft) commitOne(o Operation) error {
 		return d.commitChange(o, body)
 	case StartMove:
 		return d.commitMove(o, body)
+	case DestroyGroup:
+		return d.destroyGroup(o, body)
+	case SetPreferred:
+		return d.setPreferred(o, body)
 	}
 	return invalid("unknown operation %T", o.Body)
 }

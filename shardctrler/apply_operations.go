@@ -89,7 +89,7 @@ func (d *draft) setNodeState(o Operation, c SetNodeState) error {
 
 func (d *draft) commitBirth(o Operation, b Birth) error {
 	g, ok := d.group(b.Group)
-	if !ok || !g.Initial || g.Born {
+	if !ok || g.Born {
 		return stale("group %d is not waiting to be born", b.Group)
 	}
 	d.pend(o)
@@ -145,8 +145,8 @@ func (d *draft) checkMembers(g Group, members []shardmap.Member) error {
 	}
 	voters := 0
 	for i, m := range members {
-		if n, ok := d.node(m.Node); !ok || n.State == shardmap.NodeRemoved {
-			return stale("node %d is not of the cluster", m.Node)
+		if n, ok := d.node(m.Node); !ok || m.Replica == 0 && n.State != shardmap.NodeUp {
+			return stale("node %d takes no replicas: it is %v", m.Node, n.State)
 		}
 		if slices.ContainsFunc(members[:i], func(o shardmap.Member) bool { return o.Node == m.Node }) {
 			return invalid("node %d twice in group %d", m.Node, g.ID)

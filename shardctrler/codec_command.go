@@ -19,6 +19,10 @@ const (
 	tagOrderMove
 	tagCancelMove
 	tagReportMove
+	tagAddGroups
+	tagRemoveGroup
+	tagDrainNode
+	tagRemoveNode
 )
 
 // Likewise for the body of an operation.
@@ -29,6 +33,8 @@ const (
 	tagTransferLeader
 	tagChangeMembership
 	tagStartMove
+	tagDestroyGroup
+	tagSetPreferred
 )
 
 // EncodeCommand is what is proposed for c.
@@ -41,6 +47,7 @@ func EncodeCommand(c Command) []byte {
 		e.uint(c.Shards)
 		e.uint(c.Replicas)
 		e.uint(c.Groups)
+		e.uint(c.ReplaceAfter)
 		e.registration(c.First)
 	case Register:
 		e.byte(tagRegister)
@@ -80,6 +87,19 @@ func EncodeCommand(c Command) []byte {
 		e.byte(byte(c.State))
 		e.int(c.Pause)
 		e.int(c.Bytes)
+	case AddGroups:
+		e.byte(tagAddGroups)
+		e.newGroups(c.Groups)
+	case RemoveGroup:
+		e.byte(tagRemoveGroup)
+		e.uint(uint64(c.Group))
+	case DrainNode:
+		e.byte(tagDrainNode)
+		e.uint(uint64(c.Node))
+		e.bool(c.Back)
+	case RemoveNode:
+		e.byte(tagRemoveNode)
+		e.uint(uint64(c.Node))
 	}
 	return e.b
 }
@@ -98,7 +118,7 @@ func DecodeCommand(b []byte) (Command, error) {
 func (d *decoder) command(tag byte) Command {
 	switch tag {
 	case tagInit:
-		return Init{ClusterID: d.text(), Shards: d.uint(), Replicas: d.uint(), Groups: d.uint(), First: d.registration()}
+		return Init{ClusterID: d.text(), Shards: d.uint(), Replicas: d.uint(), Groups: d.uint(), ReplaceAfter: d.uint(), First: d.registration()}
 	case tagRegister:
 		return Register{ClusterID: d.text(), Node: raft.NodeID(d.uint()), Registration: d.registration()}
 	case tagCommit:
@@ -119,6 +139,14 @@ func (d *decoder) command(tag byte) Command {
 		return CancelMove{Move: OperationID(d.uint())}
 	case tagReportMove:
 		return ReportMove{Move: OperationID(d.uint()), State: d.moveState(), Pause: d.int(), Bytes: d.int()}
+	case tagAddGroups:
+		return AddGroups{Groups: d.newGroups()}
+	case tagRemoveGroup:
+		return RemoveGroup{Group: raft.GroupID(d.uint())}
+	case tagDrainNode:
+		return DrainNode{Node: raft.NodeID(d.uint()), Back: d.bool()}
+	case tagRemoveNode:
+		return RemoveNode{Node: raft.NodeID(d.uint())}
 	}
 	d.fail("command %d is not known", tag)
 	return nil
@@ -142,11 +170,7 @@ func (e *encoder) operation(o Operation) {
 	switch b := o.Body.(type) {
 	case CreateGroups:
 		e.byte(tagCreateGroups)
-		e.count(len(b.Groups))
-		for _, g := range b.Groups {
-			e.nodes(g.Nodes)
-			e.uint(uint64(g.Preferred))
-		}
+		e.newGroups(b.Groups)
 		e.count(len(b.Owners))
 		for _, place := range b.Owners {
 			e.uint(place)
@@ -175,6 +199,13 @@ func (e *encoder) operation(o Operation) {
 		e.uint(uint64(b.From))
 		e.uint(uint64(b.To))
 		e.uint(uint64(b.Generation))
+	case DestroyGroup:
+		e.byte(tagDestroyGroup)
+		e.uint(uint64(b.Group))
+	case SetPreferred:
+		e.byte(tagSetPreferred)
+		e.uint(uint64(b.Group))
+		e.uint(uint64(b.Node))
 	default:
 		e.byte(0)
 	}
@@ -188,9 +219,7 @@ func (d *decoder) body(tag byte) Body {
 	switch tag {
 	case tagCreateGroups:
 		var b CreateGroups
-		for range d.count() {
-			b.Groups = append(b.Groups, NewGroup{Nodes: d.nodes(), Preferred: raft.NodeID(d.uint())})
-		}
+		b.Groups = d.newGroups()
 		for range d.count() {
 			b.Owners = append(b.Owners, d.uint())
 		}
@@ -205,9 +234,29 @@ func (d *decoder) body(tag byte) Body {
 		return ChangeMembership{Group: raft.GroupID(d.uint()), Epoch: d.uint(), Members: d.members()}
 	case tagStartMove:
 		return StartMove{Shard: shardmap.ShardID(d.uint()), From: raft.GroupID(d.uint()), To: raft.GroupID(d.uint()), Generation: shardmap.Generation(d.uint())}
+	case tagDestroyGroup:
+		return DestroyGroup{Group: raft.GroupID(d.uint())}
+	case tagSetPreferred:
+		return SetPreferred{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint())}
 	}
 	d.fail("operation %d is not known", tag)
 	return nil
+}
+
+func (e *encoder) newGroups(groups []NewGroup) {
+	e.count(len(groups))
+	for _, g := range groups {
+		e.nodes(g.Nodes)
+		e.uint(uint64(g.Preferred))
+	}
+}
+
+func (d *decoder) newGroups() []NewGroup {
+	var groups []NewGroup
+	for range d.count() {
+		groups = append(groups, NewGroup{Nodes: d.nodes(), Preferred: raft.NodeID(d.uint())})
+	}
+	return groups
 }
 
 func (e *encoder) nodes(nodes []raft.NodeID) {

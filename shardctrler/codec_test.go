@@ -15,7 +15,11 @@ func everyCommand() []Command {
 	r := Registration{"r", "n", "z", "a:1", "g:2", "s:3", "h:4", "v5"}
 	members := []shardmap.Member{{Replica: 1, Node: 2, First: true}, {Replica: 3, Node: 4, Learner: true}}
 	return []Command{
-		Init{ClusterID: "c", Shards: 1024, Replicas: 3, Groups: 4, First: r},
+		Init{ClusterID: "c", Shards: 1024, Replicas: 3, Groups: 4, ReplaceAfter: 70_000, First: r},
+		AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 300}, Preferred: 2}, {Nodes: []raft.NodeID{4}}}},
+		RemoveGroup{Group: 1 << 40},
+		DrainNode{Node: 7, Back: true},
+		RemoveNode{Node: 300},
 		Register{ClusterID: "c", Node: 7, Registration: r},
 		Commit{},
 		Commit{Operations: []Operation{
@@ -24,6 +28,8 @@ func everyCommand() []Command {
 			{ID: 3, Body: Birth{Group: 4, Generation: 5}},
 			{ID: 4, Body: TransferLeader{Group: 5, Epoch: 6, To: 7}},
 			{ID: 5, Body: StartMove{Shard: 300, From: 2, To: 3, Generation: 9}},
+			{ID: 6, Body: DestroyGroup{Group: 9}},
+			{ID: 7, Body: SetPreferred{Group: 9, Node: 300}},
 			{ID: 1 << 60, At: 1 << 40, Body: ChangeMembership{Group: 1 << 50, Epoch: 9, Members: members}},
 		}},
 		Finish{Operation: 9, Done: true, Detail: "d"},

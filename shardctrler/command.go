@@ -6,8 +6,9 @@ import (
 )
 
 // Command is what an entry of the config group's log says: Init, Register,
-// Commit, Finish, Observe or Prefer, and of moves OrderMove, CancelMove or
-// ReportMove.
+// Commit, Finish, Observe or Prefer, of moves OrderMove, CancelMove or
+// ReportMove, and of what there is AddGroups, RemoveGroup, DrainNode or
+// RemoveNode.
 type Command interface{ isCommand() }
 
 // Init makes the cluster: its id, its policy, its first node and the config
@@ -18,7 +19,9 @@ type Init struct {
 	Shards    uint64
 	Replicas  uint64
 	Groups    uint64
-	First     Registration
+	// ReplaceAfter as in Policy.
+	ReplaceAfter uint64
+	First        Registration
 }
 
 // Register gives a node its id, or, to a random id that has one, the same

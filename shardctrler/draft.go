@@ -71,6 +71,12 @@ func (d *draft) putGroup(g Group) {
 	d.mapChanged()
 }
 
+func (d *draft) deleteGroup(id raft.GroupID) {
+	d.Groups = slices.DeleteFunc(own(d, recordGroup, d.Groups), func(g Group) bool { return g.ID == id })
+	d.touched[recordKey{recordGroup, uint64(id)}] = true
+	d.mapChanged()
+}
+
 // resetShards makes n shards that nobody serves.
 func (d *draft) resetShards(n int) {
 	d.Shards = make([]shardmap.Assignment, n)

@@ -17,7 +17,7 @@ type Operation struct {
 }
 
 // Body is the closed set of operations: CreateGroups, SetNodeState, Birth,
-// TransferLeader, ChangeMembership and StartMove.
+// TransferLeader, ChangeMembership, StartMove, DestroyGroup and SetPreferred.
 type Body interface {
 	// kind is the word that events use.
 	kind() string

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
 // Site is a node as placement sees it.
@@ -176,12 +177,18 @@ func (e *election) pass(from, to raft.NodeID, through map[raft.NodeID]int) {
 
 // balanceShards gives each shard to one of groups (ascending, at least one) so
 // that they have numbers within one of each other, with the fewest moves from
-// owners. The groups that have the most now get the odd ones.
-func balanceShards(owners []raft.GroupID, groups []raft.GroupID) []raft.GroupID {
-	quota := shardQuotas(owners, groups)
+// owners. The groups that have the most now get the odd ones. Pinned shards
+// (ascending) stay; a group that has more than its share of them has no others.
+func balanceShards(owners []raft.GroupID, pinned []shardmap.ShardID, groups []raft.GroupID) []raft.GroupID {
+	quota := shardQuotas(owners, pinned, groups)
 	balanced := make([]raft.GroupID, len(owners))
+	for _, shard := range pinned {
+		g := owners[shard]
+		quota[g]--
+		balanced[shard] = g
+	}
 	for shard, g := range owners {
-		if quota[g] > 0 {
+		if balanced[shard] == 0 && quota[g] > 0 {
 			quota[g]--
 			balanced[shard] = g
 		}
@@ -203,19 +210,33 @@ func balanceShards(owners []raft.GroupID, groups []raft.GroupID) []raft.GroupID 
 }
 
 // shardQuotas is how many shards each group is to have.
-func shardQuotas(owners []raft.GroupID, groups []raft.GroupID) map[raft.GroupID]int {
-	has := make(map[raft.GroupID]int)
+func shardQuotas(owners []raft.GroupID, pinned []shardmap.ShardID, groups []raft.GroupID) map[raft.GroupID]int {
+	has, fixed := make(map[raft.GroupID]int), make(map[raft.GroupID]int)
 	for _, g := range owners {
 		has[g]++
 	}
-	byHas := slices.Clone(groups)
-	slices.SortFunc(byHas, func(a, b raft.GroupID) int {
+	for _, shard := range pinned {
+		fixed[owners[shard]]++
+	}
+	quota := make(map[raft.GroupID]int, len(groups))
+	open, left := slices.Clone(groups), len(owners)
+	for over := true; over; { // those whose pins alone are more than a share stand aside
+		over = false
+		share := left / max(1, len(open))
+		for _, g := range open {
+			if fixed[g] > share {
+				quota[g], over = fixed[g], true
+				left -= fixed[g]
+			}
+		}
+		open = slices.DeleteFunc(open, func(g raft.GroupID) bool { return quota[g] > 0 })
+	}
+	slices.SortFunc(open, func(a, b raft.GroupID) int {
 		return cmp.Or(cmp.Compare(has[b], has[a]), compare(a, b))
 	})
-	quota := make(map[raft.GroupID]int, len(groups))
-	for i, g := range byHas {
-		quota[g] = len(owners) / len(groups)
-		if i < len(owners)%len(groups) {
+	for i, g := range open {
+		quota[g] = left / len(open)
+		if i < left%len(open) {
 			quota[g]++
 		}
 	}

@@ -75,9 +75,11 @@ func Plan(s *State, o Observed) []Operation {
 	p.nodeStates()
 	p.createGroups()
 	p.births()
-	p.configGroup()
+	p.replicas()
+	p.preferences()
 	p.leaders()
 	p.moves()
+	p.destroy()
 	return p.operations
 }
 
@@ -88,6 +90,7 @@ type planner struct {
 	live       []Site                // nodes that are recorded as up and heard of
 	pending    map[raft.GroupID]bool // groups that have an operation, pending or planned
 	operations []Operation
+	placing
 }
 
 func (p *planner) add(b Body, format string, args ...any) {
@@ -118,7 +121,7 @@ func (p *planner) group(id raft.GroupID) (ObservedGroup, bool) {
 // liveSites are the nodes that new replicas may be given to.
 func (p *planner) liveSites() []Site {
 	load := make(map[raft.NodeID]int)
-	for _, g := range p.state.Groups {
+	for _, g := range p.state.replicaGroups() {
 		for _, m := range g.Members {
 			load[m.Node]++
 		}
@@ -170,13 +173,14 @@ func firstOwners(shards, n int) []uint64 {
 		groups[i] = raft.GroupID(i + 1)
 	}
 	owners := make([]uint64, shards)
-	for i, g := range balanceShards(make([]raft.GroupID, shards), groups) {
+	for i, g := range balanceShards(make([]raft.GroupID, shards), nil, groups) {
 		owners[i] = uint64(g - 1)
 	}
 	return owners
 }
 
-// births tells the groups of init which shards they have.
+// births tells new groups which shards they have: those of init theirs of config
+// 1, all others none.
 func (p *planner) births() {
 	under := 0
 	for _, o := range p.state.Operations {
@@ -188,65 +192,21 @@ func (p *planner) births() {
 		if under >= birthsMax {
 			return
 		}
-		if g.Initial && !g.Born && !p.pending[g.ID] {
+		switch {
+		case g.Born || p.pending[g.ID]:
+			continue
+		case g.Initial:
 			p.add(Birth{Group: g.ID, Generation: 1}, "a group of init gets its shards of config 1")
-			under++
+		default:
+			p.add(Birth{Group: g.ID, Generation: 1}, "a new group begins without shards: they come by moves")
 		}
+		under++
 	}
 }
 
-// configSizes are the sizes that the config group grows to as nodes allow.
+// configSizes are the sizes that the config group grows to as nodes allow. It
+// shrinks only for nodes that are drained or gone.
 var configSizes = [...]int{3, 5}
-
-// configGroup grows the config group: learners first, then, when they have the
-// log, one joint step. It never shrinks it. A learner whose node went away
-// before it could vote is given up for another.
-func (p *planner) configGroup() {
-	g, ok := p.state.group(raft.ConfigGroup)
-	seen, known := p.group(raft.ConfigGroup)
-	if !ok || !known || seen.Joint || seen.Epoch != g.Epoch || p.pending[g.ID] {
-		return
-	}
-	live := p.live
-	voters, learners := splitMembers(seen.Members)
-	size := nextConfigSize(len(voters), len(live))
-	if size == 0 {
-		return
-	}
-	kept := slices.DeleteFunc(slices.Clone(learners), func(m ObservedMember) bool { return !isSite(live, m.Node) })
-	kept = kept[:min(len(kept), size-len(voters))]
-	missing := size - len(voters) - len(kept)
-	if missing > 0 {
-		p.addLearners(g, voters, kept, pickSites(live, p.sitesOf(seen.Members), missing), size)
-		return
-	}
-	for _, m := range kept {
-		if m.Lag < 0 || m.Lag > learnerLagMax {
-			return
-		}
-	}
-	members := membersOf(voters)
-	for _, m := range membersOf(kept) {
-		m.Learner = false
-		members = append(members, m)
-	}
-	p.add(ChangeMembership{Group: g.ID, Epoch: g.Epoch, Members: sortedMembers(members)},
-		"the learners have the log: the config group goes from %d to %d voters in one step", len(voters), size)
-}
-
-// addLearners plans the first half of a growth. Without a node for each that
-// is missing it waits.
-func (p *planner) addLearners(g Group, voters, kept []ObservedMember, picked []Site, size int) {
-	if len(voters)+len(kept)+len(picked) < size {
-		return
-	}
-	members := append(membersOf(voters), membersOf(kept)...)
-	for _, s := range picked {
-		members = append(members, shardmap.Member{Node: s.ID, Learner: true})
-	}
-	p.add(ChangeMembership{Group: g.ID, Epoch: g.Epoch, Members: members},
-		"the config group has %d voters and nodes for %d: learners first", len(voters), size)
-}
 
 // nextConfigSize is the next size to grow to from so many voters with so many
 // live nodes; 0: none.

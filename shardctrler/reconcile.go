@@ -13,6 +13,7 @@ import (
 // Times of the loop around the reconciler.
 const (
 	observeEvery   = 2 * time.Second        // reports of all nodes
+	observeOften   = 100 * time.Millisecond // likewise, while a membership changes
 	observeTimeout = 500 * time.Millisecond // of one round
 	aliveFor       = 2 * time.Second        // a node last heard of so long ago still counts as alive
 	lookEvery      = time.Second            // at the nodes, if nothing happens
@@ -115,6 +116,8 @@ func (r *reign) next(now time.Time, state *State, st GroupStatus, wanted time.Ti
 	wait := lookEvery
 	if _, pending := state.pendingFor(raft.ConfigGroup); pending || len(st.Membership.Learners) > 0 {
 		wait = catchUpCheck
+	} else if state.changing() {
+		wait = observeOften
 	}
 	if !wanted.IsZero() {
 		wait = min(wait, max(time.Millisecond, wanted.Sub(now)))
@@ -227,8 +230,11 @@ func (r *reign) askReports(ctx context.Context, now time.Time) {
 		r.asking, r.answered = false, false
 	}
 	r.mu.Unlock()
-	m := r.machine.Map()
-	if r.asking || now.Sub(r.asked) < observeEvery || m == nil {
+	m, every := r.machine.Map(), observeEvery
+	if r.machine.State().changing() {
+		every = observeOften
+	}
+	if r.asking || now.Sub(r.asked) < every || m == nil {
 		return
 	}
 	r.asking, r.asked = true, now

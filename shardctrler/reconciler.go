@@ -23,6 +23,8 @@ const (
 	resend = 500 * time.Millisecond
 	// transferPatience: a transfer that was not taken for so long is given up.
 	transferPatience = 5 * time.Second
+	// changePatience: likewise a membership that was refused for so long.
+	changePatience = 10 * time.Second
 	// transferSettle: a leader that is newer than this is left alone: elections
 	// may still be going on, or a node that stops is handing over. It is longer
 	// than observeEvery, so that the preferred node has since said whether it is
@@ -160,6 +162,11 @@ func (r *reconciler) result(in turnInput, result SendResult) Command {
 	r.failed(in, a, result)
 	if _, isTransfer := o.Body.(TransferLeader); isTransfer && in.now.UnixMilli()-o.At > transferPatience.Milliseconds() {
 		r.hold(in, o)
+		return Finish{Operation: o.ID, Detail: "given up: " + result.Detail}
+	}
+	// What the group refuses for long, a plan of what is by now may do better. If
+	// it goes through after all, its epoch says so.
+	if _, isChange := o.Body.(ChangeMembership); isChange && result.Leader == 0 && in.now.UnixMilli()-o.At > changePatience.Milliseconds() {
 		return Finish{Operation: o.ID, Detail: "given up: " + result.Detail}
 	}
 	return nil

@@ -153,6 +153,7 @@ func (e *encoder) meta(s *State) {
 	e.text(s.ClusterID)
 	e.uint(s.Policy.Replicas)
 	e.uint(s.Policy.Groups)
+	e.uint(s.Policy.ReplaceAfter)
 	e.int(s.Time)
 	e.uint(uint64(s.Revision))
 	e.uint(uint64(s.LastNode))
@@ -163,7 +164,7 @@ func (e *encoder) meta(s *State) {
 
 func (d *decoder) meta(s *State) {
 	s.ClusterID = d.text()
-	s.Policy = Policy{Replicas: d.uint(), Groups: d.uint()}
+	s.Policy = Policy{Replicas: d.uint(), Groups: d.uint(), ReplaceAfter: d.uint()}
 	s.Time = d.int()
 	s.Revision = raft.Index(d.uint())
 	s.LastNode = raft.NodeID(d.uint())

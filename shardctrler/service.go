@@ -22,7 +22,7 @@ const initWarning = "the config group has one replica until three nodes are regi
 // node that has an identity or has heard of a cluster; an Init that was cut
 // off before it was durable can be repeated at the same node.
 func (c *Controller) Init(ctx context.Context, r *flotillav1.InitRequest) (*flotillav1.InitResponse, error) {
-	command := Init{ClusterID: newClusterID(), Shards: uint64(r.Shards), Replicas: uint64(r.Replicas), Groups: uint64(r.Groups), First: c.options.Registration}
+	command := Init{ClusterID: newClusterID(), Shards: uint64(r.Shards), Replicas: uint64(r.Replicas), Groups: uint64(r.Groups), ReplaceAfter: r.ReplaceAfterMs, First: c.options.Registration}
 	if err := command.check(); err != nil {
 		return nil, toStatus(err)
 	}

@@ -56,6 +56,9 @@ type State struct {
 type Policy struct {
 	Replicas uint64 // of each group
 	Groups   uint64 // to begin with
+	// ReplaceAfter is for how long a node must have been silent before its
+	// replicas are made anew elsewhere, milliseconds; 0: the usual time.
+	ReplaceAfter uint64
 }
 
 // Node is a registered node.
@@ -177,6 +180,14 @@ func (s *State) groupsWithPending() map[raft.GroupID]bool {
 		}
 	}
 	return pending
+}
+
+// changing tells whether the membership of some group is being changed.
+func (s *State) changing() bool {
+	return slices.ContainsFunc(s.Operations, func(o Operation) bool { _, is := o.Body.(ChangeMembership); return is }) ||
+		slices.ContainsFunc(s.Groups, func(g Group) bool {
+			return slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return m.Learner })
+		})
 }
 
 // byRandomID finds the node that registered under id.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -42,6 +43,15 @@ registered. A second init fails and changes nothing.`,
 	command.Flags().Uint32Var(&request.Shards, "shards", shardmap.ShardsDefault, "shards of the key space: a power of two, fixed for ever")
 	command.Flags().Uint32Var(&request.Replicas, "replicas", 3, "replicas of each group")
 	command.Flags().Uint32Var(&request.Groups, "groups", 4, "replica groups to begin with")
+	replaceAfter := command.Flags().Duration("replace-after", 5*time.Minute, "a node silent for so long has its replicas made anew elsewhere")
+	inner := command.RunE
+	command.RunE = func(c *cobra.Command, args []string) error {
+		if *replaceAfter < time.Second {
+			return usagef("--replace-after %v: it is at least 1s", *replaceAfter)
+		}
+		request.ReplaceAfterMs = uint64(replaceAfter.Milliseconds())
+		return inner(c, args)
+	}
 	return command
 }
 
@@ -164,7 +174,7 @@ func newNodeCommand(g *globals) *cobra.Command {
 	list := newListCommand(g, "List the nodes", false,
 		func(s *flotillav1.ClusterStatus) any { return each(s.Nodes, toNodeJSON) },
 		func(out io.Writer, s *flotillav1.ClusterStatus) error { return printNodes(out, s.Nodes) })
-	node.AddCommand(list)
+	node.AddCommand(list, newDrainCommand(g), newRemoveNodeCommand(g))
 	return node
 }
 
@@ -173,7 +183,7 @@ func newGroupCommand(g *globals) *cobra.Command {
 	list := newListCommand(g, "List the groups, their leaders and replicas", false,
 		func(s *flotillav1.ClusterStatus) any { return each(s.Groups, toGroupJSON) },
 		func(out io.Writer, s *flotillav1.ClusterStatus) error { return printGroups(out, s.Groups) })
-	group.AddCommand(list)
+	group.AddCommand(list, newAddGroupCommand(g), newRemoveGroupCommand(g), newTransferCommand(g))
 	return group
 }
 

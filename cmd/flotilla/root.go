@@ -116,6 +116,7 @@ Raft groups.
 		newShardCommand(g),
 		newConfigCommand(g),
 		newMoveCommand(g),
+		newPlanCommand(g),
 		newEventsCommand(g),
 		newBenchCommand(g),
 		newCheckCommand(g),

@@ -6,14 +6,14 @@ import (
 	"github.com/flotilla-kv/flotilla/raft"
 )
 
-// Clock is the lower median of this node's clock and those of the peers that it
-// has heard, unix ms.
+// Clock is the lower median of this node's clock and those of the live peers,
+// unix ms.
 func (h *Host) Clock() int64 { return lowerMedian(h.opts.Transport.Clocks()) }
 
 // groupClock is the lower median of the clocks of the group's voters, unix ms:
-// no minority of fast clocks moves it forward. Clocks of nodes that are silent
-// go on as they were last heard. False: fewer are known than a quorum, as for a
-// moment behind the start of this process, and the median may be one wrong clock.
+// no minority of fast clocks moves it forward. False: fewer are heard than a
+// quorum, so that the median could be one wrong clock. Without a quorum nothing
+// is committed anyhow.
 func (h *Host) groupClock(voters []raft.NodeID) (ms int64, known bool) {
 	clocks := make([]int64, 0, 8)
 	for _, node := range voters {
@@ -31,7 +31,7 @@ func (h *Host) groupClock(voters []raft.NodeID) (ms int64, known bool) {
 
 // GroupClock is the lower median of the clocks of the group's voters as seen
 // here, unix ms: what an entry proposed now would be stamped with, at least.
-// Zero, at which nothing is due: too few of the clocks are known.
+// Zero, at which nothing is due: too few of the clocks are heard.
 func (h *Host) GroupClock(g raft.GroupID) int64 {
 	r, ok := h.find(g)
 	if !ok {

@@ -55,8 +55,8 @@ type Transport interface {
 	Send(to raft.NodeID, ms []raft.Message)
 	SendSnapshot(ctx context.Context, to raft.NodeID, h transport.SnapshotHeader, next func() ([]byte, error)) error
 	Alive(raft.NodeID) bool
-	Clock(raft.NodeID) (unixMs int64, ok bool) // of a peer, as it was last heard
-	Clocks() []int64                           // the node's own and those of the peers that were heard, unix ms
+	Clock(raft.NodeID) (unixMs int64, ok bool) // of a peer that is alive
+	Clocks() []int64                           // the node's own and those of live peers, unix ms
 }
 
 // Host runs the replicas of this node.

@@ -111,11 +111,10 @@ type worldNode struct {
 	store  *logstore.ModelStore
 	host   *Host // nil: down
 	boot   uint64
-	noSync bool                 // the disk stands still
-	slow   time.Duration        // a sync takes so long
-	synced time.Time            // when the last one was made
-	skew   time.Duration        // how far its clock is ahead, on every wall
-	heard  map[raft.NodeID]bool // in this life
+	noSync bool          // the disk stands still
+	slow   time.Duration // a sync takes so long
+	synced time.Time     // when the last one was made
+	skew   time.Duration // how far its clock is ahead, on every wall
 	tally  map[raft.GroupID]*tally
 	gone   []raft.ReplicaKey
 }
@@ -151,7 +150,7 @@ func (w *world) up(id raft.NodeID) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	n.store, n.boot, n.tally, n.heard = store, n.boot+1, map[raft.GroupID]*tally{}, map[raft.NodeID]bool{}
+	n.store, n.boot, n.tally = store, n.boot+1, map[raft.GroupID]*tally{}
 	opts := Options{
 		Self: id, Log: store, Transport: n, Manual: true, Workers: 2,
 		States: statestore.OpenModel(n.states, func() {
@@ -191,7 +190,6 @@ func (w *world) up(id raft.NodeID) {
 func (w *world) meet(a, b raft.NodeID) {
 	for _, p := range [][2]raft.NodeID{{a, b}, {b, a}} {
 		n := w.nodes[p[0]]
-		n.heard[p[1]] = true
 		n.host.PeerUp(p[1], w.nodes[p[1]].boot)
 	}
 }
@@ -436,7 +434,7 @@ func (n *worldNode) SendSnapshot(ctx context.Context, to raft.NodeID, h transpor
 func (n *worldNode) Alive(id raft.NodeID) bool { return id == n.id || n.w.linked(n.id, id) }
 
 func (n *worldNode) Clock(id raft.NodeID) (int64, bool) {
-	return n.w.now.Add(n.w.nodes[id].skew).UnixMilli(), id == n.id || n.heard[id]
+	return n.w.now.Add(n.w.nodes[id].skew).UnixMilli(), n.Alive(id)
 }
 
 func (n *worldNode) Clocks() (clocks []int64) {

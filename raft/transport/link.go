@@ -111,21 +111,14 @@ func (l *link) echoed(now time.Time, p ping) {
 // readClock keeps the reading that was least delayed: a delay can only make the
 // peer's clock look slow.
 func (l *link) readClock(now time.Time, clock int64) {
-	shown, known := l.clockNow(now)
-	ahead := clock - shown
-	if !known || now.Sub(l.clockAt) > clockHold || ahead >= 0 || ahead < -clockLagMax.Milliseconds() {
+	ahead := clock - l.clockNow(now)
+	if l.clockAt.IsZero() || now.Sub(l.clockAt) > clockHold || ahead >= 0 || ahead < -clockLagMax.Milliseconds() {
 		l.clock, l.clockAt = clock, now
 	}
 }
 
-// clockNow is the peer's clock now, as far as its pings tell: it goes on while
-// the peer is silent. False: nothing was heard of its present life.
-func (l *link) clockNow(now time.Time) (ms int64, ok bool) {
-	if l.clockAt.IsZero() {
-		return 0, false
-	}
-	return l.clock + now.Sub(l.clockAt).Milliseconds(), true
-}
+// clockNow is the peer's clock now, as far as one can tell.
+func (l *link) clockNow(now time.Time) int64 { return l.clock + now.Sub(l.clockAt).Milliseconds() }
 
 func (l *link) fresh(now time.Time, within time.Duration) bool {
 	return now.Sub(l.heardAt) < within && now.Sub(l.provenAt) < within
@@ -204,9 +197,10 @@ func (l *Liveness) News() (down, up bool, boot uint64) {
 // Up tells whether the node is alive: it is heard, and known to hear us.
 func (l *Liveness) Up() bool { return l.link.up }
 
-// Clock is the node's clock now, unix ms, as its present life was last heard;
-// false: not yet.
-func (l *Liveness) Clock(now time.Time) (ms int64, ok bool) { return l.link.clockNow(now) }
+// Clock is the node's clock now, unix ms, while it is up.
+func (l *Liveness) Clock(now time.Time) (ms int64, ok bool) {
+	return l.link.clockNow(now), l.link.up && !l.link.clockAt.IsZero()
+}
 
 // PeerLiveness is what is known of a peer's liveness.
 type PeerLiveness struct {

@@ -390,7 +390,7 @@ func (n *MemoryNode) Liveness(node raft.NodeID) (PeerLiveness, bool) {
 	return PeerLiveness{}, false
 }
 
-// Clock is a node's clock now, unix milliseconds; false: it was not heard yet.
+// Clock is a node's clock now, unix milliseconds; false: the node is not up.
 func (n *MemoryNode) Clock(node raft.NodeID) (unixMs int64, ok bool) {
 	now := n.net.now()
 	if p := n.peer(node); p != nil {
@@ -399,7 +399,7 @@ func (n *MemoryNode) Clock(node raft.NodeID) (unixMs int64, ok bool) {
 	return now.Add(n.skew).UnixMilli(), node == n.id.Self
 }
 
-// Clocks are the clocks now of this node and of the peers that were heard.
+// Clocks are the clocks now of this node and of the peers that are up.
 func (n *MemoryNode) Clocks() []int64 {
 	now := n.net.now()
 	clocks := []int64{now.Add(n.skew).UnixMilli()}

@@ -121,11 +121,11 @@ func (p *peer) liveness() PeerLiveness {
 	return PeerLiveness{Node: p.id, Up: l.up, Boot: l.boot, HeardAt: l.heardAt, ProvenAt: l.provenAt, RTT: l.rtt}
 }
 
-// clock is the peer's clock now, unix ms; false: not heard yet.
+// clock is the peer's clock now, unix ms.
 func (p *peer) clock(now time.Time) (ms int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.link.clockNow(now)
+	return p.link.clockNow(now), p.link.up && !p.link.clockAt.IsZero()
 }
 
 // news is what the handler has to be told; see link.news.

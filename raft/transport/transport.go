@@ -405,9 +405,8 @@ func (t *Transport) Liveness(node raft.NodeID) (PeerLiveness, bool) {
 	return PeerLiveness{}, false
 }
 
-// Clock is a node's clock now, in unix milliseconds, as far as its pings tell
-// and told while it is silent; false: its present life was not heard yet. For
-// this node it is its own.
+// Clock is a node's clock now, in unix milliseconds, as far as its pings tell;
+// false: the node is not up. For this node it is its own.
 func (t *Transport) Clock(node raft.NodeID) (unixMs int64, ok bool) {
 	now := t.opts.Clock()
 	if p := t.peer(node); p != nil {
@@ -416,7 +415,7 @@ func (t *Transport) Clock(node raft.NodeID) (unixMs int64, ok bool) {
 	return now.UnixMilli(), t.isSelf(node)
 }
 
-// Clocks are the clocks now of this node and of the peers that were heard, unix
+// Clocks are the clocks now of this node and of the peers that are up, unix
 // milliseconds, in no order.
 func (t *Transport) Clocks() []int64 {
 	now := t.opts.Clock()

@@ -84,7 +84,8 @@ func (n *node) foundCluster() {
 // initialise proposes Init until there is a cluster.
 func (n *node) initialise() {
 	p := &n.w.profile
-	command := shardctrler.Init{ClusterID: clusterID, Shards: uint64(p.shards), Replicas: uint64(p.replicas), Groups: uint64(p.groups), First: n.registration()}
+	command := shardctrler.Init{ClusterID: clusterID, Shards: uint64(p.shards), Replicas: uint64(p.replicas), Groups: uint64(p.groups),
+		ReplaceAfter: uint64(p.replace.Milliseconds()), First: n.registration()}
 	n.host.ProposeUrgent(raft.ConfigGroup, shardctrler.EncodeCommand(command), func(multiraft.Result) {})
 	n.forLife(100*time.Millisecond, func() {
 		if n.control.machine == nil || !n.control.machine.State().Initialised() {

@@ -681,9 +681,9 @@ func (w *world) damaged(r *flotillav1.PullResponse) *flotillav1.PullResponse {
 	return r
 }
 
-// moveShard orders some shard to some group, as an operator does, or has a move
-// cancelled. What is refused is part of the game.
-func (w *world) moveShard() {
+// operate orders something, as an operator does. What is refused is part of the
+// game.
+func (w *world) operate() {
 	var leader *node
 	for _, n := range w.upNodes() {
 		if n.host != nil && n.governs() {
@@ -693,27 +693,61 @@ func (w *world) moveShard() {
 	if leader == nil || len(leader.control.machine.State().Configs) == 0 {
 		return
 	}
-	state := leader.control.machine.State()
-	key := fmt.Sprint(string("rcl"[w.rng.IntN(3)]), w.rng.IntN(w.profile.keys))
-	shard := shardmap.Shard([]byte(key), w.profile.shards)
-	to := state.Groups[w.rng.IntN(len(state.Groups))].ID
-	var command shardctrler.Command = shardctrler.OrderMove{Shard: shard, To: to}
-	if n := len(state.Moves); n > 0 && w.chance(20) {
-		command = shardctrler.CancelMove{Move: state.Moves[n-1-w.rng.IntN(min(n, 3))].ID}
+	command := w.order(leader)
+	if command == nil {
+		return
 	}
-	w.note("order", leader.place, uint64(shard), uint64(to), func() string { return fmt.Sprintf("%+v", command) })
+	w.note("order", leader.place, 0, 0, func() string { return fmt.Sprintf("%T%+v", command, command) })
 	leader.host.ProposeUrgent(raft.ConfigGroup, shardctrler.EncodeCommand(command), func(r multiraft.Result) {
-		switch answer := r.Value.(type) {
-		case shardctrler.Ordered:
-			w.counts.Moves++
-			w.note("ordered", leader.place, uint64(shard), uint64(answer.Move), nil)
-		case nil:
-			if _, cancel := command.(shardctrler.CancelMove); cancel && r.Err == nil {
-				w.counts.Cancels++
-			}
+		if _, refused := r.Value.(error); r.Err != nil || refused {
+			return
 		}
+		switch command.(type) {
+		case shardctrler.OrderMove:
+			w.counts.Moves++
+		case shardctrler.CancelMove:
+			w.counts.Cancels++
+		case shardctrler.AddGroups:
+			w.counts.Joins++
+		case shardctrler.RemoveGroup:
+			w.counts.Leaves++
+		default:
+			w.counts.Drains++
+		}
+		w.note("ordered", leader.place, 0, 0, nil)
 	})
 	leader.settle()
+}
+
+// groupsMost bounds the groups of a run.
+const groupsMost = 6
+
+// order draws what is ordered; nil: nothing.
+func (w *world) order(leader *node) shardctrler.Command {
+	state := leader.control.machine.State()
+	group := state.Groups[w.rng.IntN(len(state.Groups))].ID
+	switch draw := w.rng.IntN(100); {
+	case draw < 60 || w.profile.replicas > 3:
+		key := fmt.Sprint(string("rcl"[w.rng.IntN(3)]), w.rng.IntN(w.profile.keys))
+		return shardctrler.OrderMove{Shard: shardmap.Shard([]byte(key), w.profile.shards), To: group}
+	case draw < 75:
+		if n := len(state.Moves); n > 0 {
+			return shardctrler.CancelMove{Move: state.Moves[n-1-w.rng.IntN(min(n, 3))].ID}
+		}
+	case draw < 82:
+		var seen shardctrler.Observed
+		for _, n := range state.Nodes {
+			seen.Nodes = append(seen.Nodes, shardctrler.ObservedNode{ID: n.ID, Alive: leader.Alive(n.ID)})
+		}
+		if command, err := shardctrler.Join(state, seen, 1); err == nil && len(state.Groups) < groupsMost {
+			return command
+		}
+	case draw < 88:
+		return shardctrler.RemoveGroup{Group: group}
+	default:
+		return shardctrler.DrainNode{Node: state.Nodes[w.rng.IntN(len(state.Nodes))].ID, Back: w.chance(60)}
+	}
+	return nil
 }
 
 // Requests of clients.

@@ -36,7 +36,8 @@ type profile struct {
 	drift  int // a node's clock runs up to so many thousandths off
 	leases bool
 
-	moveEvery  time.Duration // a shard is ordered to move; 0: none is
+	moveEvery  time.Duration // an operator orders something; 0: never
+	replace    time.Duration // a node silent for so long is replaced; 0: in no run
 	mortal     int           // of a hundred new leaders die at once
 	faultEvery time.Duration
 	faults     [faultKinds]int // weights
@@ -81,6 +82,7 @@ func drawProfile(rng *rand.Rand) profile {
 		leases:     rng.IntN(4) == 0,
 		mortal:     pick(0, 0, 0, 20, 60),
 		moveEvery:  ms(0, 100, 400, 1500),
+		replace:    ms(0, 0, 1500, 4000),
 		faultEvery: ms(60, 200, 600, 1500),
 		damage:     damage(pick(0, 0, 1, 1, 2)),
 		opEvery:    ms(2, 8, 25, 80),

@@ -69,7 +69,7 @@ func (w *world) beginFaults() {
 	if every := w.profile.moveEvery; every > 0 {
 		w.every(func() time.Duration { return w.upTo(2 * every) }, func() {
 			if w.phase == phaseFaulty {
-				w.moveShard()
+				w.operate()
 			}
 		})
 	}
@@ -130,13 +130,26 @@ func (w *world) waitsFor() string {
 	return ""
 }
 
-// movesWait says which move has not ended.
+// movesWait says what was decided and is not carried out yet.
 func (w *world) movesWait() string {
 	for _, n := range w.nodes {
 		if n.wiped || !n.governs() {
 			continue
 		}
 		state := n.control.machine.State()
+		for _, o := range state.Operations {
+			return fmt.Sprintf("operation %d (%s) has not ended", o.ID, o.Reason)
+		}
+		for _, g := range state.Groups {
+			if g.Leaving {
+				return fmt.Sprintf("group %d is still there", g.ID)
+			}
+			for _, m := range g.Members {
+				if m.Learner {
+					return fmt.Sprintf("replica %d of group %d still learns", m.Replica, g.ID)
+				}
+			}
+		}
 		for _, m := range state.Moves {
 			if m.State == shardctrler.MoveOrdered || m.State == shardctrler.MoveServed {
 				return fmt.Sprintf("move %d of shard %d from group %d to group %d is %v", m.ID, m.Shard, m.From, m.To, m.State)

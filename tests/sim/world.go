@@ -38,6 +38,7 @@ type Counts struct {
 	Snapshots, Wiped, FullDisks, Pauses int
 	Partitions, Jumps, Transfers        int
 	Moves, Moved, Cancels               int // ordered, carried out, and wished to be cancelled
+	Joins, Leaves, Drains               int // of groups, and of nodes; also those that end a drain
 	Stops, Damaged                      int // graceful ends; snapshots that lost a bit on their way
 	Unchecked                           int // keys whose operations nobody could put into an order in time
 }
@@ -62,6 +63,9 @@ func (c *Counts) Add(o Counts) {
 	c.Moves += o.Moves
 	c.Moved += o.Moved
 	c.Cancels += o.Cancels
+	c.Joins += o.Joins
+	c.Leaves += o.Leaves
+	c.Drains += o.Drains
 	c.Stops += o.Stops
 	c.Damaged += o.Damaged
 	c.Unchecked += o.Unchecked

@@ -22,12 +22,13 @@ const (
 )
 
 type InitRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Shards        uint32                 `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"`
-	Replicas      uint32                 `protobuf:"varint,2,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	Groups        uint32                 `protobuf:"varint,3,opt,name=groups,proto3" json:"groups,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Shards         uint32                 `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"`
+	Replicas       uint32                 `protobuf:"varint,2,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Groups         uint32                 `protobuf:"varint,3,opt,name=groups,proto3" json:"groups,omitempty"`
+	ReplaceAfterMs uint64                 `protobuf:"varint,4,opt,name=replace_after_ms,json=replaceAfterMs,proto3" json:"replace_after_ms,omitempty"` // a node silent for so long has its replicas made anew elsewhere; 0: the usual time
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InitRequest) Reset() {
@@ -77,6 +78,13 @@ func (x *InitRequest) GetReplicas() uint32 {
 func (x *InitRequest) GetGroups() uint32 {
 	if x != nil {
 		return x.Groups
+	}
+	return 0
+}
+
+func (x *InitRequest) GetReplaceAfterMs() uint64 {
+	if x != nil {
+		return x.ReplaceAfterMs
 	}
 	return 0
 }
@@ -2731,15 +2739,488 @@ func (x *Move) GetGeneration() uint64 {
 	return 0
 }
 
+// ChangeClusterRequest is one change, and what is only thought of besides.
+type ChangeClusterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Change:
+	//
+	//	*ChangeClusterRequest_AddGroups
+	//	*ChangeClusterRequest_RemoveGroup
+	//	*ChangeClusterRequest_DrainNode
+	//	*ChangeClusterRequest_UndrainNode
+	//	*ChangeClusterRequest_RemoveNode
+	Change        isChangeClusterRequest_Change `protobuf_oneof:"change"`
+	DryRun        bool                          `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                 // change nothing, and tell what would move
+	AddNodes      []string                      `protobuf:"bytes,7,rep,name=add_nodes,json=addNodes,proto3" json:"add_nodes,omitempty"`            // dry run: zones of nodes that join
+	LoseNodes     []uint64                      `protobuf:"varint,8,rep,packed,name=lose_nodes,json=loseNodes,proto3" json:"lose_nodes,omitempty"` // dry run: nodes that die for good
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeClusterRequest) Reset() {
+	*x = ChangeClusterRequest{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeClusterRequest) ProtoMessage() {}
+
+func (x *ChangeClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeClusterRequest.ProtoReflect.Descriptor instead.
+func (*ChangeClusterRequest) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ChangeClusterRequest) GetChange() isChangeClusterRequest_Change {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *ChangeClusterRequest) GetAddGroups() uint32 {
+	if x != nil {
+		if x, ok := x.Change.(*ChangeClusterRequest_AddGroups); ok {
+			return x.AddGroups
+		}
+	}
+	return 0
+}
+
+func (x *ChangeClusterRequest) GetRemoveGroup() uint64 {
+	if x != nil {
+		if x, ok := x.Change.(*ChangeClusterRequest_RemoveGroup); ok {
+			return x.RemoveGroup
+		}
+	}
+	return 0
+}
+
+func (x *ChangeClusterRequest) GetDrainNode() uint64 {
+	if x != nil {
+		if x, ok := x.Change.(*ChangeClusterRequest_DrainNode); ok {
+			return x.DrainNode
+		}
+	}
+	return 0
+}
+
+func (x *ChangeClusterRequest) GetUndrainNode() uint64 {
+	if x != nil {
+		if x, ok := x.Change.(*ChangeClusterRequest_UndrainNode); ok {
+			return x.UndrainNode
+		}
+	}
+	return 0
+}
+
+func (x *ChangeClusterRequest) GetRemoveNode() uint64 {
+	if x != nil {
+		if x, ok := x.Change.(*ChangeClusterRequest_RemoveNode); ok {
+			return x.RemoveNode
+		}
+	}
+	return 0
+}
+
+func (x *ChangeClusterRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ChangeClusterRequest) GetAddNodes() []string {
+	if x != nil {
+		return x.AddNodes
+	}
+	return nil
+}
+
+func (x *ChangeClusterRequest) GetLoseNodes() []uint64 {
+	if x != nil {
+		return x.LoseNodes
+	}
+	return nil
+}
+
+type isChangeClusterRequest_Change interface {
+	isChangeClusterRequest_Change()
+}
+
+type ChangeClusterRequest_AddGroups struct {
+	AddGroups uint32 `protobuf:"varint,1,opt,name=add_groups,json=addGroups,proto3,oneof"` // how many
+}
+
+type ChangeClusterRequest_RemoveGroup struct {
+	RemoveGroup uint64 `protobuf:"varint,2,opt,name=remove_group,json=removeGroup,proto3,oneof"`
+}
+
+type ChangeClusterRequest_DrainNode struct {
+	DrainNode uint64 `protobuf:"varint,3,opt,name=drain_node,json=drainNode,proto3,oneof"`
+}
+
+type ChangeClusterRequest_UndrainNode struct {
+	UndrainNode uint64 `protobuf:"varint,4,opt,name=undrain_node,json=undrainNode,proto3,oneof"`
+}
+
+type ChangeClusterRequest_RemoveNode struct {
+	RemoveNode uint64 `protobuf:"varint,5,opt,name=remove_node,json=removeNode,proto3,oneof"`
+}
+
+func (*ChangeClusterRequest_AddGroups) isChangeClusterRequest_Change() {}
+
+func (*ChangeClusterRequest_RemoveGroup) isChangeClusterRequest_Change() {}
+
+func (*ChangeClusterRequest_DrainNode) isChangeClusterRequest_Change() {}
+
+func (*ChangeClusterRequest_UndrainNode) isChangeClusterRequest_Change() {}
+
+func (*ChangeClusterRequest_RemoveNode) isChangeClusterRequest_Change() {}
+
+type ChangeClusterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ConfigNum     uint64                 `protobuf:"varint,1,opt,name=config_num,json=configNum,proto3" json:"config_num,omitempty"` // 0: no config was made
+	Groups        []uint64               `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`                 // made or removed
+	Foresight     *Foresight             `protobuf:"bytes,3,opt,name=foresight,proto3" json:"foresight,omitempty"`                   // of a dry run
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeClusterResponse) Reset() {
+	*x = ChangeClusterResponse{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeClusterResponse) ProtoMessage() {}
+
+func (x *ChangeClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeClusterResponse.ProtoReflect.Descriptor instead.
+func (*ChangeClusterResponse) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ChangeClusterResponse) GetConfigNum() uint64 {
+	if x != nil {
+		return x.ConfigNum
+	}
+	return 0
+}
+
+func (x *ChangeClusterResponse) GetGroups() []uint64 {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *ChangeClusterResponse) GetForesight() *Foresight {
+	if x != nil {
+		return x.Foresight
+	}
+	return nil
+}
+
+// Foresight is what would come of a change if nothing else happened.
+type Foresight struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shards        []*ShardChange         `protobuf:"bytes,1,rep,name=shards,proto3" json:"shards,omitempty"`
+	Replicas      []*ReplicaChange       `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Leaders       []*LeaderChange        `protobuf:"bytes,3,rep,name=leaders,proto3" json:"leaders,omitempty"`
+	WaitingFor    []string               `protobuf:"bytes,4,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"` // what would still be missing in the end
+	Steps         []string               `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`                             // the planner's operations with their reasons
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Foresight) Reset() {
+	*x = Foresight{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Foresight) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Foresight) ProtoMessage() {}
+
+func (x *Foresight) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Foresight.ProtoReflect.Descriptor instead.
+func (*Foresight) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *Foresight) GetShards() []*ShardChange {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+func (x *Foresight) GetReplicas() []*ReplicaChange {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Foresight) GetLeaders() []*LeaderChange {
+	if x != nil {
+		return x.Leaders
+	}
+	return nil
+}
+
+func (x *Foresight) GetWaitingFor() []string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return nil
+}
+
+func (x *Foresight) GetSteps() []string {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+type ShardChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint64                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardChange) Reset() {
+	*x = ShardChange{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardChange) ProtoMessage() {}
+
+func (x *ShardChange) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardChange.ProtoReflect.Descriptor instead.
+func (*ShardChange) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ShardChange) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *ShardChange) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *ShardChange) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+type ReplicaChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Before        []uint64               `protobuf:"varint,2,rep,packed,name=before,proto3" json:"before,omitempty"` // nodes
+	After         []uint64               `protobuf:"varint,3,rep,packed,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaChange) Reset() {
+	*x = ReplicaChange{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaChange) ProtoMessage() {}
+
+func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaChange.ProtoReflect.Descriptor instead.
+func (*ReplicaChange) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ReplicaChange) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *ReplicaChange) GetBefore() []uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *ReplicaChange) GetAfter() []uint64 {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+type LeaderChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // nodes
+	To            uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaderChange) Reset() {
+	*x = LeaderChange{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderChange) ProtoMessage() {}
+
+func (x *LeaderChange) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderChange.ProtoReflect.Descriptor instead.
+func (*LeaderChange) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *LeaderChange) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *LeaderChange) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *LeaderChange) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 var File_flotilla_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x19flotilla/v1/cluster.proto\x12\vflotilla.v1\"Y\n" +
+	"\x19flotilla/v1/cluster.proto\x12\vflotilla.v1\"\x83\x01\n" +
 	"\vInitRequest\x12\x16\n" +
 	"\x06shards\x18\x01 \x01(\rR\x06shards\x12\x1a\n" +
 	"\breplicas\x18\x02 \x01(\rR\breplicas\x12\x16\n" +
-	"\x06groups\x18\x03 \x01(\rR\x06groups\"G\n" +
+	"\x06groups\x18\x03 \x01(\rR\x06groups\x12(\n" +
+	"\x10replace_after_ms\x18\x04 \x01(\x04R\x0ereplaceAfterMs\"G\n" +
 	"\fInitResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n" +
@@ -2969,7 +3450,45 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x0e \x01(\x04R\n" +
-	"generation2\xb6\a\n" +
+	"generation\"\xa4\x02\n" +
+	"\x14ChangeClusterRequest\x12\x1f\n" +
+	"\n" +
+	"add_groups\x18\x01 \x01(\rH\x00R\taddGroups\x12#\n" +
+	"\fremove_group\x18\x02 \x01(\x04H\x00R\vremoveGroup\x12\x1f\n" +
+	"\n" +
+	"drain_node\x18\x03 \x01(\x04H\x00R\tdrainNode\x12#\n" +
+	"\fundrain_node\x18\x04 \x01(\x04H\x00R\vundrainNode\x12!\n" +
+	"\vremove_node\x18\x05 \x01(\x04H\x00R\n" +
+	"removeNode\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x1b\n" +
+	"\tadd_nodes\x18\a \x03(\tR\baddNodes\x12\x1d\n" +
+	"\n" +
+	"lose_nodes\x18\b \x03(\x04R\tloseNodesB\b\n" +
+	"\x06change\"\x84\x01\n" +
+	"\x15ChangeClusterResponse\x12\x1d\n" +
+	"\n" +
+	"config_num\x18\x01 \x01(\x04R\tconfigNum\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\x04R\x06groups\x124\n" +
+	"\tforesight\x18\x03 \x01(\v2\x16.flotilla.v1.ForesightR\tforesight\"\xe1\x01\n" +
+	"\tForesight\x120\n" +
+	"\x06shards\x18\x01 \x03(\v2\x18.flotilla.v1.ShardChangeR\x06shards\x126\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1a.flotilla.v1.ReplicaChangeR\breplicas\x123\n" +
+	"\aleaders\x18\x03 \x03(\v2\x19.flotilla.v1.LeaderChangeR\aleaders\x12\x1f\n" +
+	"\vwaiting_for\x18\x04 \x03(\tR\n" +
+	"waitingFor\x12\x14\n" +
+	"\x05steps\x18\x05 \x03(\tR\x05steps\"G\n" +
+	"\vShardChange\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to\"S\n" +
+	"\rReplicaChange\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x16\n" +
+	"\x06before\x18\x02 \x03(\x04R\x06before\x12\x14\n" +
+	"\x05after\x18\x03 \x03(\x04R\x05after\"H\n" +
+	"\fLeaderChange\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to2\x8e\b\n" +
 	"\aCluster\x12;\n" +
 	"\x04Init\x12\x18.flotilla.v1.InitRequest\x1a\x19.flotilla.v1.InitResponse\x12G\n" +
 	"\bRegister\x12\x1c.flotilla.v1.RegisterRequest\x1a\x1d.flotilla.v1.RegisterResponse\x12;\n" +
@@ -2985,7 +3504,8 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\tMoveShard\x12\x1d.flotilla.v1.MoveShardRequest\x1a\x1e.flotilla.v1.MoveShardResponse\x12M\n" +
 	"\n" +
 	"CancelMove\x12\x1e.flotilla.v1.CancelMoveRequest\x1a\x1f.flotilla.v1.CancelMoveResponse\x12J\n" +
-	"\tListMoves\x12\x1d.flotilla.v1.ListMovesRequest\x1a\x1e.flotilla.v1.ListMovesResponseB<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
+	"\tListMoves\x12\x1d.flotilla.v1.ListMovesRequest\x1a\x1e.flotilla.v1.ListMovesResponse\x12V\n" +
+	"\rChangeCluster\x12!.flotilla.v1.ChangeClusterRequest\x1a\".flotilla.v1.ChangeClusterResponseB<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
 
 var (
 	file_flotilla_v1_cluster_proto_rawDescOnce sync.Once
@@ -2999,48 +3519,54 @@ func file_flotilla_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_flotilla_v1_cluster_proto_rawDescData
 }
 
-var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_flotilla_v1_cluster_proto_goTypes = []any{
-	(*InitRequest)(nil),          // 0: flotilla.v1.InitRequest
-	(*InitResponse)(nil),         // 1: flotilla.v1.InitResponse
-	(*RegisterRequest)(nil),      // 2: flotilla.v1.RegisterRequest
-	(*RegisterResponse)(nil),     // 3: flotilla.v1.RegisterResponse
-	(*GetMapRequest)(nil),        // 4: flotilla.v1.GetMapRequest
-	(*WatchMapRequest)(nil),      // 5: flotilla.v1.WatchMapRequest
-	(*ShardMap)(nil),             // 6: flotilla.v1.ShardMap
-	(*Assignment)(nil),           // 7: flotilla.v1.Assignment
-	(*Group)(nil),                // 8: flotilla.v1.Group
-	(*GroupMember)(nil),          // 9: flotilla.v1.GroupMember
-	(*Node)(nil),                 // 10: flotilla.v1.Node
-	(*GetStatusRequest)(nil),     // 11: flotilla.v1.GetStatusRequest
-	(*ClusterStatus)(nil),        // 12: flotilla.v1.ClusterStatus
-	(*NodeStatus)(nil),           // 13: flotilla.v1.NodeStatus
-	(*GroupStatus)(nil),          // 14: flotilla.v1.GroupStatus
-	(*ReplicaStatus)(nil),        // 15: flotilla.v1.ReplicaStatus
-	(*ShardStatus)(nil),          // 16: flotilla.v1.ShardStatus
-	(*GetNodeReportRequest)(nil), // 17: flotilla.v1.GetNodeReportRequest
-	(*NodeReport)(nil),           // 18: flotilla.v1.NodeReport
-	(*GetConfigRequest)(nil),     // 19: flotilla.v1.GetConfigRequest
-	(*Config)(nil),               // 20: flotilla.v1.Config
-	(*ListEventsRequest)(nil),    // 21: flotilla.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),   // 22: flotilla.v1.ListEventsResponse
-	(*Event)(nil),                // 23: flotilla.v1.Event
-	(*ExecuteRequest)(nil),       // 24: flotilla.v1.ExecuteRequest
-	(*ImportShard)(nil),          // 25: flotilla.v1.ImportShard
-	(*MoveReport)(nil),           // 26: flotilla.v1.MoveReport
-	(*TransferLeader)(nil),       // 27: flotilla.v1.TransferLeader
-	(*ChangeMembership)(nil),     // 28: flotilla.v1.ChangeMembership
-	(*Birth)(nil),                // 29: flotilla.v1.Birth
-	(*ExecuteResponse)(nil),      // 30: flotilla.v1.ExecuteResponse
-	(*ReplicaStateRequest)(nil),  // 31: flotilla.v1.ReplicaStateRequest
-	(*ReplicaStateResponse)(nil), // 32: flotilla.v1.ReplicaStateResponse
-	(*MoveShardRequest)(nil),     // 33: flotilla.v1.MoveShardRequest
-	(*MoveShardResponse)(nil),    // 34: flotilla.v1.MoveShardResponse
-	(*CancelMoveRequest)(nil),    // 35: flotilla.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),   // 36: flotilla.v1.CancelMoveResponse
-	(*ListMovesRequest)(nil),     // 37: flotilla.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),    // 38: flotilla.v1.ListMovesResponse
-	(*Move)(nil),                 // 39: flotilla.v1.Move
+	(*InitRequest)(nil),           // 0: flotilla.v1.InitRequest
+	(*InitResponse)(nil),          // 1: flotilla.v1.InitResponse
+	(*RegisterRequest)(nil),       // 2: flotilla.v1.RegisterRequest
+	(*RegisterResponse)(nil),      // 3: flotilla.v1.RegisterResponse
+	(*GetMapRequest)(nil),         // 4: flotilla.v1.GetMapRequest
+	(*WatchMapRequest)(nil),       // 5: flotilla.v1.WatchMapRequest
+	(*ShardMap)(nil),              // 6: flotilla.v1.ShardMap
+	(*Assignment)(nil),            // 7: flotilla.v1.Assignment
+	(*Group)(nil),                 // 8: flotilla.v1.Group
+	(*GroupMember)(nil),           // 9: flotilla.v1.GroupMember
+	(*Node)(nil),                  // 10: flotilla.v1.Node
+	(*GetStatusRequest)(nil),      // 11: flotilla.v1.GetStatusRequest
+	(*ClusterStatus)(nil),         // 12: flotilla.v1.ClusterStatus
+	(*NodeStatus)(nil),            // 13: flotilla.v1.NodeStatus
+	(*GroupStatus)(nil),           // 14: flotilla.v1.GroupStatus
+	(*ReplicaStatus)(nil),         // 15: flotilla.v1.ReplicaStatus
+	(*ShardStatus)(nil),           // 16: flotilla.v1.ShardStatus
+	(*GetNodeReportRequest)(nil),  // 17: flotilla.v1.GetNodeReportRequest
+	(*NodeReport)(nil),            // 18: flotilla.v1.NodeReport
+	(*GetConfigRequest)(nil),      // 19: flotilla.v1.GetConfigRequest
+	(*Config)(nil),                // 20: flotilla.v1.Config
+	(*ListEventsRequest)(nil),     // 21: flotilla.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 22: flotilla.v1.ListEventsResponse
+	(*Event)(nil),                 // 23: flotilla.v1.Event
+	(*ExecuteRequest)(nil),        // 24: flotilla.v1.ExecuteRequest
+	(*ImportShard)(nil),           // 25: flotilla.v1.ImportShard
+	(*MoveReport)(nil),            // 26: flotilla.v1.MoveReport
+	(*TransferLeader)(nil),        // 27: flotilla.v1.TransferLeader
+	(*ChangeMembership)(nil),      // 28: flotilla.v1.ChangeMembership
+	(*Birth)(nil),                 // 29: flotilla.v1.Birth
+	(*ExecuteResponse)(nil),       // 30: flotilla.v1.ExecuteResponse
+	(*ReplicaStateRequest)(nil),   // 31: flotilla.v1.ReplicaStateRequest
+	(*ReplicaStateResponse)(nil),  // 32: flotilla.v1.ReplicaStateResponse
+	(*MoveShardRequest)(nil),      // 33: flotilla.v1.MoveShardRequest
+	(*MoveShardResponse)(nil),     // 34: flotilla.v1.MoveShardResponse
+	(*CancelMoveRequest)(nil),     // 35: flotilla.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),    // 36: flotilla.v1.CancelMoveResponse
+	(*ListMovesRequest)(nil),      // 37: flotilla.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),     // 38: flotilla.v1.ListMovesResponse
+	(*Move)(nil),                  // 39: flotilla.v1.Move
+	(*ChangeClusterRequest)(nil),  // 40: flotilla.v1.ChangeClusterRequest
+	(*ChangeClusterResponse)(nil), // 41: flotilla.v1.ChangeClusterResponse
+	(*Foresight)(nil),             // 42: flotilla.v1.Foresight
+	(*ShardChange)(nil),           // 43: flotilla.v1.ShardChange
+	(*ReplicaChange)(nil),         // 44: flotilla.v1.ReplicaChange
+	(*LeaderChange)(nil),          // 45: flotilla.v1.LeaderChange
 }
 var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	6,  // 0: flotilla.v1.RegisterResponse.map:type_name -> flotilla.v1.ShardMap
@@ -3066,37 +3592,43 @@ var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	9,  // 20: flotilla.v1.ChangeMembership.members:type_name -> flotilla.v1.GroupMember
 	26, // 21: flotilla.v1.ExecuteResponse.move:type_name -> flotilla.v1.MoveReport
 	39, // 22: flotilla.v1.ListMovesResponse.moves:type_name -> flotilla.v1.Move
-	0,  // 23: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
-	2,  // 24: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
-	4,  // 25: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
-	5,  // 26: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
-	11, // 27: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
-	17, // 28: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
-	19, // 29: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
-	21, // 30: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
-	24, // 31: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
-	31, // 32: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
-	33, // 33: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
-	35, // 34: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
-	37, // 35: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
-	1,  // 36: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
-	3,  // 37: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
-	6,  // 38: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
-	6,  // 39: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
-	12, // 40: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
-	18, // 41: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
-	20, // 42: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
-	22, // 43: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
-	30, // 44: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
-	32, // 45: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
-	34, // 46: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
-	36, // 47: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
-	38, // 48: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
-	36, // [36:49] is the sub-list for method output_type
-	23, // [23:36] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	42, // 23: flotilla.v1.ChangeClusterResponse.foresight:type_name -> flotilla.v1.Foresight
+	43, // 24: flotilla.v1.Foresight.shards:type_name -> flotilla.v1.ShardChange
+	44, // 25: flotilla.v1.Foresight.replicas:type_name -> flotilla.v1.ReplicaChange
+	45, // 26: flotilla.v1.Foresight.leaders:type_name -> flotilla.v1.LeaderChange
+	0,  // 27: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
+	2,  // 28: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
+	4,  // 29: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
+	5,  // 30: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
+	11, // 31: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
+	17, // 32: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
+	19, // 33: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
+	21, // 34: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
+	24, // 35: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
+	31, // 36: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
+	33, // 37: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
+	35, // 38: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
+	37, // 39: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
+	40, // 40: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
+	1,  // 41: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
+	3,  // 42: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
+	6,  // 43: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
+	6,  // 44: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
+	12, // 45: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
+	18, // 46: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
+	20, // 47: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
+	22, // 48: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
+	30, // 49: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
+	32, // 50: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
+	34, // 51: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
+	36, // 52: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
+	38, // 53: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
+	41, // 54: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
+	41, // [41:55] is the sub-list for method output_type
+	27, // [27:41] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_flotilla_v1_cluster_proto_init() }
@@ -3110,13 +3642,20 @@ func file_flotilla_v1_cluster_proto_init() {
 		(*ExecuteRequest_Birth)(nil),
 		(*ExecuteRequest_ImportShard)(nil),
 	}
+	file_flotilla_v1_cluster_proto_msgTypes[40].OneofWrappers = []any{
+		(*ChangeClusterRequest_AddGroups)(nil),
+		(*ChangeClusterRequest_RemoveGroup)(nil),
+		(*ChangeClusterRequest_DrainNode)(nil),
+		(*ChangeClusterRequest_UndrainNode)(nil),
+		(*ChangeClusterRequest_RemoveNode)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flotilla_v1_cluster_proto_rawDesc), len(file_flotilla_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

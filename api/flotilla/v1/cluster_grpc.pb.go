@@ -32,6 +32,7 @@ const (
 	Cluster_MoveShard_FullMethodName     = "/flotilla.v1.Cluster/MoveShard"
 	Cluster_CancelMove_FullMethodName    = "/flotilla.v1.Cluster/CancelMove"
 	Cluster_ListMoves_FullMethodName     = "/flotilla.v1.Cluster/ListMoves"
+	Cluster_ChangeCluster_FullMethodName = "/flotilla.v1.Cluster/ChangeCluster"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -70,6 +71,9 @@ type ClusterClient interface {
 	// ListMoves lists the last 1,000 moves and all that are under way, newest
 	// last, with what the leaders of their targets know of them.
 	ListMoves(ctx context.Context, in *ListMovesRequest, opts ...grpc.CallOption) (*ListMovesResponse, error)
+	// ChangeCluster adds or removes groups, or drains or removes a node; or it
+	// only tells what would come of that. It answers when the order is recorded.
+	ChangeCluster(ctx context.Context, in *ChangeClusterRequest, opts ...grpc.CallOption) (*ChangeClusterResponse, error)
 }
 
 type clusterClient struct {
@@ -219,6 +223,16 @@ func (c *clusterClient) ListMoves(ctx context.Context, in *ListMovesRequest, opt
 	return out, nil
 }
 
+func (c *clusterClient) ChangeCluster(ctx context.Context, in *ChangeClusterRequest, opts ...grpc.CallOption) (*ChangeClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeClusterResponse)
+	err := c.cc.Invoke(ctx, Cluster_ChangeCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -255,6 +269,9 @@ type ClusterServer interface {
 	// ListMoves lists the last 1,000 moves and all that are under way, newest
 	// last, with what the leaders of their targets know of them.
 	ListMoves(context.Context, *ListMovesRequest) (*ListMovesResponse, error)
+	// ChangeCluster adds or removes groups, or drains or removes a node; or it
+	// only tells what would come of that. It answers when the order is recorded.
+	ChangeCluster(context.Context, *ChangeClusterRequest) (*ChangeClusterResponse, error)
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -303,6 +320,9 @@ func (UnimplementedClusterServer) CancelMove(context.Context, *CancelMoveRequest
 }
 func (UnimplementedClusterServer) ListMoves(context.Context, *ListMovesRequest) (*ListMovesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListMoves not implemented")
+}
+func (UnimplementedClusterServer) ChangeCluster(context.Context, *ChangeClusterRequest) (*ChangeClusterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangeCluster not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -552,6 +572,24 @@ func _Cluster_ListMoves_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_ChangeCluster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).ChangeCluster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_ChangeCluster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).ChangeCluster(ctx, req.(*ChangeClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -606,6 +644,10 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListMoves",
 			Handler:    _Cluster_ListMoves_Handler,
+		},
+		{
+			MethodName: "ChangeCluster",
+			Handler:    _Cluster_ChangeCluster_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

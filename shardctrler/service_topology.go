@@ -1,0 +1,145 @@
+package shardctrler
+
+import (
+	"context"
+	"fmt"
+
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
+)
+
+// ChangeCluster records what an operator wants of groups and nodes, or tells
+// what would come of it.
+func (c *Controller) ChangeCluster(ctx context.Context, r *flotillav1.ChangeClusterRequest) (*flotillav1.ChangeClusterResponse, error) {
+	return forward(ctx, c, func(ctx context.Context) (*flotillav1.ChangeClusterResponse, error) {
+		at, leads := c.leads()
+		if !leads {
+			return nil, errElsewhere
+		}
+		state, err := c.current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		seen := c.assumed(state)
+		command, err := changeFromWire(state, seen, r)
+		if err != nil {
+			return nil, err
+		}
+		if r.DryRun {
+			return foreseen(state, seen, command, r)
+		}
+		if command == nil {
+			return nil, invalid("there is nothing to be changed")
+		}
+		answer, err := c.propose(ctx, command)
+		if err != nil {
+			return nil, err
+		}
+		return changed(at.machine.State(), command, answer), nil
+	}, func(ctx context.Context, client flotillav1.ClusterClient) (*flotillav1.ChangeClusterResponse, error) {
+		return client.ChangeCluster(ctx, r)
+	})
+}
+
+// assumed is the cluster as a leader may take it to be that has not asked: the
+// nodes as they are heard of, and the groups well.
+func (c *Controller) assumed(s *State) Observed {
+	var o Observed
+	for _, n := range s.Nodes {
+		seen := ObservedNode{ID: n.ID, Alive: n.ID == c.self() || c.options.Alive(n.ID)}
+		if seen.Ready = seen.Alive; !seen.Alive {
+			seen.Silent = downAfter
+		}
+		o.Nodes = append(o.Nodes, seen)
+	}
+	return o
+}
+
+// changeFromWire makes a command of a request; nil: it names no change.
+func changeFromWire(s *State, seen Observed, r *flotillav1.ChangeClusterRequest) (Command, error) {
+	switch change := r.Change.(type) {
+	case *flotillav1.ChangeClusterRequest_AddGroups:
+		return Join(s, seen, int(change.AddGroups))
+	case *flotillav1.ChangeClusterRequest_RemoveGroup:
+		return RemoveGroup{Group: raft.GroupID(change.RemoveGroup)}, nil
+	case *flotillav1.ChangeClusterRequest_DrainNode:
+		return DrainNode{Node: raft.NodeID(change.DrainNode)}, nil
+	case *flotillav1.ChangeClusterRequest_UndrainNode:
+		return DrainNode{Node: raft.NodeID(change.UndrainNode), Back: true}, nil
+	case *flotillav1.ChangeClusterRequest_RemoveNode:
+		return RemoveNode{Node: raft.NodeID(change.RemoveNode)}, nil
+	}
+	return nil, nil
+}
+
+// Join is the command that adds n groups, on the nodes that have the least to
+// carry of those that are up and heard of.
+func Join(s *State, seen Observed, n int) (Command, error) {
+	sites := (&planner{state: s, observed: seen}).liveSites()
+	want := int(s.Policy.Replicas)
+	if len(sites) < want {
+		return nil, stale("%d nodes are up, and a group has %d replicas: add nodes first", len(sites), want)
+	}
+	if n <= 0 || n > groupsAddedMax {
+		return nil, invalid("%d groups: it must be 1 to %d at once", n, groupsAddedMax)
+	}
+	return AddGroups{Groups: placeGroups(sites, n, want)}, nil
+}
+
+// changed is what was made of a command.
+func changed(s *State, command Command, answer any) *flotillav1.ChangeClusterResponse {
+	w := new(flotillav1.ChangeClusterResponse)
+	switch a := answer.(type) {
+	case Added:
+		w.ConfigNum = uint64(a.Config)
+		for _, g := range a.Groups {
+			w.Groups = append(w.Groups, uint64(g))
+		}
+	case Left:
+		w.ConfigNum = uint64(a.Config)
+		w.Groups = []uint64{uint64(command.(RemoveGroup).Group)}
+	}
+	return w
+}
+
+const addedNodesMax = 64 // that one dry run thinks of
+
+func foreseen(s *State, seen Observed, command Command, r *flotillav1.ChangeClusterRequest) (*flotillav1.ChangeClusterResponse, error) {
+	if len(r.AddNodes) > addedNodesMax {
+		return nil, invalid("%d nodes that join: at most %d", len(r.AddNodes), addedNodesMax)
+	}
+	what := WhatIf{Command: command, Add: r.AddNodes}
+	for _, id := range r.LoseNodes {
+		what.Lose = append(what.Lose, raft.NodeID(id))
+	}
+	ahead, err := Foresee(s, seen, what)
+	if err != nil {
+		return nil, err
+	}
+	return &flotillav1.ChangeClusterResponse{Foresight: foresightToWire(ahead)}, nil
+}
+
+func foresightToWire(f Foresight) *flotillav1.Foresight {
+	w := &flotillav1.Foresight{WaitingFor: f.Waits}
+	for _, s := range f.Shards {
+		w.Shards = append(w.Shards, &flotillav1.ShardChange{Shard: uint64(s.Shard), From: uint64(s.From), To: uint64(s.To)})
+	}
+	for _, r := range f.Replicas {
+		w.Replicas = append(w.Replicas, &flotillav1.ReplicaChange{Group: uint64(r.Group), Before: nodesToWire(r.Before), After: nodesToWire(r.After)})
+	}
+	for _, l := range f.Leaders {
+		w.Leaders = append(w.Leaders, &flotillav1.LeaderChange{Group: uint64(l.Group), From: uint64(l.From), To: uint64(l.To)})
+	}
+	for _, o := range f.Steps {
+		w.Steps = append(w.Steps, fmt.Sprintf("%s: %s", o.Body.kind(), o.Reason))
+	}
+	return w
+}
+
+func nodesToWire(nodes []raft.NodeID) []uint64 {
+	w := make([]uint64, len(nodes))
+	for i, n := range nodes {
+		w[i] = uint64(n)
+	}
+	return w
+}
