@@ -203,6 +203,7 @@ func (d *draft) finishOperation(c Finish) error {
 		if c.Done {
 			return invalid("operation %d ends when the membership of group %d is observed", o.ID, body.Group)
 		}
+		d.unassign(body)
 	case Birth:
 		if c.Done {
 			d.born(body.Group)

@@ -119,6 +119,7 @@ func (d *draft) commitChange(o Operation, c ChangeMembership) error {
 		return err
 	}
 	assigned := slices.Clone(g.Members)
+	c.Added = 0
 	members := slices.Clone(c.Members)
 	for i := range members {
 		if members[i].Replica != 0 {
@@ -127,6 +128,7 @@ func (d *draft) commitChange(o Operation, c ChangeMembership) error {
 		g.LastReplica++
 		members[i].Replica = g.LastReplica
 		assigned = append(assigned, members[i])
+		c.Added++
 	}
 	g.Members = sortedMembers(assigned)
 	d.putGroup(g)
@@ -134,6 +136,21 @@ func (d *draft) commitChange(o Operation, c ChangeMembership) error {
 	o.Body = c
 	d.pend(o)
 	return nil
+}
+
+// unassign takes back the replicas that a change would have added: nodes need
+// not run them. If the change goes through after all it is observed, and they
+// are given up as learners that do not learn.
+func (d *draft) unassign(c ChangeMembership) {
+	g, ok := d.group(c.Group)
+	if !ok || c.Added == 0 || g.Epoch != c.Epoch || c.Added > len(c.Members) {
+		return
+	}
+	added := c.Members[len(c.Members)-c.Added:]
+	g.Members = slices.DeleteFunc(slices.Clone(g.Members), func(m shardmap.Member) bool {
+		return slices.ContainsFunc(added, func(a shardmap.Member) bool { return a.Replica == m.Replica })
+	})
+	d.putGroup(g)
 }
 
 // checkMembers refuses a membership that names unknown replicas or nodes, a

@@ -367,7 +367,7 @@ func drawCommand(t *rapid.T, s *State) Command {
 			SetNodeState{node.Draw(t, "node"), shardmap.NodeState(rapid.IntRange(0, 3).Draw(t, "state"))},
 			Birth{group.Draw(t, "group"), 1},
 			TransferLeader{group.Draw(t, "group"), rapid.Uint64Range(0, 3).Draw(t, "epoch"), node.Draw(t, "node")},
-			ChangeMembership{group.Draw(t, "group"), rapid.Uint64Range(0, 3).Draw(t, "epoch"), members()},
+			ChangeMembership{Group: group.Draw(t, "group"), Epoch: rapid.Uint64Range(0, 3).Draw(t, "epoch"), Members: members()},
 			StartMove{shard.Draw(t, "shard"), group.Draw(t, "from"), group.Draw(t, "to"), shardmap.Generation(rapid.Uint64Range(0, 3).Draw(t, "generation"))},
 		}).Draw(t, "body")
 		return Commit{Operations: []Operation{{Body: body, Reason: "drawn"}}}

@@ -193,6 +193,7 @@ func (e *encoder) operation(o Operation) {
 		e.uint(uint64(b.Group))
 		e.uint(b.Epoch)
 		e.members(b.Members)
+		e.count(b.Added)
 	case StartMove:
 		e.byte(tagStartMove)
 		e.uint(uint64(b.Shard))
@@ -231,7 +232,7 @@ func (d *decoder) body(tag byte) Body {
 	case tagTransferLeader:
 		return TransferLeader{Group: raft.GroupID(d.uint()), Epoch: d.uint(), To: raft.NodeID(d.uint())}
 	case tagChangeMembership:
-		return ChangeMembership{Group: raft.GroupID(d.uint()), Epoch: d.uint(), Members: d.members()}
+		return ChangeMembership{Group: raft.GroupID(d.uint()), Epoch: d.uint(), Members: d.members(), Added: int(d.uint() & 0xffff)}
 	case tagStartMove:
 		return StartMove{Shard: shardmap.ShardID(d.uint()), From: raft.GroupID(d.uint()), To: raft.GroupID(d.uint()), Generation: shardmap.Generation(d.uint())}
 	case tagDestroyGroup:

@@ -30,7 +30,7 @@ func everyCommand() []Command {
 			{ID: 5, Body: StartMove{Shard: 300, From: 2, To: 3, Generation: 9}},
 			{ID: 6, Body: DestroyGroup{Group: 9}},
 			{ID: 7, Body: SetPreferred{Group: 9, Node: 300}},
-			{ID: 1 << 60, At: 1 << 40, Body: ChangeMembership{Group: 1 << 50, Epoch: 9, Members: members}},
+			{ID: 1 << 60, At: 1 << 40, Body: ChangeMembership{Group: 1 << 50, Epoch: 9, Members: members, Added: 1}},
 		}},
 		Finish{Operation: 9, Done: true, Detail: "d"},
 		Observe{Group: 1, Epoch: 2, Members: members},

@@ -98,7 +98,7 @@
 //	  2 SetNodeState      node u, state b
 //	  3 Birth             group u, generation u
 //	  4 TransferLeader    group u, epoch u, node u
-//	  5 ChangeMembership  group u, epoch u, member*
+//	  5 ChangeMembership  group u, epoch u, member*, added u
 //	  6 StartMove         shard u, from u, to u, generation u
 //
 // Records: the key is the kind (1 byte) and an id (8 bytes, big-endian). The

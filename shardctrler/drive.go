@@ -96,7 +96,7 @@ func (d *Drive) observe(in DriveInput) Observed {
 	}
 	st := in.Config
 	groups[raft.ConfigGroup] = ObservedGroup{ID: raft.ConfigGroup, Leader: st.Leader.Node, Term: st.Term,
-		Epoch: st.Membership.Epoch, Joint: len(st.Membership.Outgoing) > 0, Members: observedMembers(st)}
+		Epoch: st.Membership.Epoch, Joint: st.changing(), Members: observedMembers(st)}
 	for _, g := range groups {
 		o.Groups = append(o.Groups, g)
 	}

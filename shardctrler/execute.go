@@ -105,9 +105,8 @@ func transfer(groups Groups, st GroupStatus, to raft.NodeID) (string, error) {
 // change proposes a membership. Repeated, it finds that the group has it.
 func change(groups Groups, st GroupStatus, epoch uint64, members []shardmap.Member, finish func(string, error)) {
 	have := observedMembers(st)
-	joint := len(st.Membership.Outgoing) > 0
 	switch {
-	case joint:
+	case st.changing():
 		finish("a membership change is half done", nil)
 		return
 	case st.Membership.Epoch > epoch && sameMembers(plainMembers(have), sortedMembers(members)):

@@ -62,6 +62,10 @@ type Groups interface {
 	ChangeMembership(group raft.GroupID, epoch uint64, voters, learners []raft.Member, done func(error))
 }
 
+// changing tells whether a change of the membership is half done: it is in its
+// joint phase, or not committed yet.
+func (st *GroupStatus) changing() bool { return st.Unsettled || len(st.Membership.Outgoing) > 0 }
+
 // GroupStatus is a group as its replica on this node knows it.
 type GroupStatus struct {
 	Group      raft.GroupID
@@ -70,6 +74,8 @@ type GroupStatus struct {
 	Leader     raft.Member // zero: not known
 	Term       raft.Term
 	Membership raft.Membership
+	// Unsettled: the membership may yet be undone.
+	Unsettled bool
 	// CaughtUp: everything that is known to be committed is applied here.
 	CaughtUp bool
 	// Lag is, at the leader, how many entries each member is behind.

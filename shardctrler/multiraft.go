@@ -105,6 +105,7 @@ func statusFromMultiraft(s multiraft.GroupStatus) GroupStatus {
 		Leader:     s.Leader,
 		Term:       s.Term,
 		Membership: s.Membership,
+		Unsettled:  s.Unsettled,
 		CaughtUp:   s.Applied >= s.Commit && !s.Suspect && !s.Installing,
 	}
 	if !st.IsLeader {

@@ -69,6 +69,9 @@ type ChangeMembership struct {
 	Group   raft.GroupID
 	Epoch   uint64 // of the membership it was planned for
 	Members []shardmap.Member
+	// Added is how many of the members are new, once they are numbered: those
+	// with the highest numbers.
+	Added int
 }
 
 func (CreateGroups) kind() string     { return "create-groups" }

@@ -60,6 +60,8 @@ type ObservedGroup struct {
 type ObservedMember struct {
 	shardmap.Member
 	Lag int64 // entries behind the leader; -1: unknown
+	// Stalled: a learner that has come no nearer for long.
+	Stalled bool
 }
 
 // Plan is what should be done, with reasons: the operations that bring the

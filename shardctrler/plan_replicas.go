@@ -101,7 +101,7 @@ func (p *planner) groupReplicas(g Group) {
 	}
 	voters, learners := splitMembers(seen.Members)
 	kept := slices.DeleteFunc(slices.Clone(voters), func(m ObservedMember) bool { return !p.keeps(m.Node) })
-	usable := slices.DeleteFunc(slices.Clone(learners), func(m ObservedMember) bool { return !isSite(p.live, m.Node) })
+	usable := slices.DeleteFunc(slices.Clone(learners), func(m ObservedMember) bool { return m.Stalled || !isSite(p.live, m.Node) })
 	size := p.wantedSize(g, voters)
 	if len(voters) == 0 || size == 0 {
 		return // nothing good is left: that is for an operator
@@ -165,6 +165,10 @@ func (p *planner) fill(g Group, seen ObservedGroup, voters, kept, usable []Obser
 			p.learn(g, voters, usable, picked, "group %d has %d of %d good replicas: learners first", g.ID, len(kept), size)
 			return
 		}
+	}
+	if len(usable) == 0 && len(seen.Members) > len(voters) {
+		p.learn(g, voters, nil, nil, "the learners of group %d do not come nearer, or are gone", g.ID)
+		return
 	}
 	if len(usable) == 0 || !caughtUp(usable) {
 		return

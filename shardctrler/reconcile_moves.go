@@ -15,9 +15,9 @@ const (
 	movePollPart = 8 // of the move's age
 )
 
-// movePoll is how long to wait before the next question.
-func movePoll(now time.Time, m Move) time.Duration {
-	age := now.Sub(time.UnixMilli(m.Started))
+// movePoll is how long to wait before the next question about a move that is
+// worked at for so long.
+func movePoll(age time.Duration) time.Duration {
 	return min(max(age/movePollPart, movePollMin), movePollMax)
 }
 
@@ -25,7 +25,7 @@ func movePoll(now time.Time, m Move) time.Duration {
 // are.
 func (r *reconciler) sendMoves(in turnInput, running int, out *turnOutput) {
 	for _, m := range in.state.underWay() {
-		a := r.attempt(m.ID)
+		a := r.attempt(in.now, m.ID)
 		switch {
 		case a.running:
 		case a.notBefore.After(in.now):
@@ -51,7 +51,7 @@ func (r *reconciler) moveResult(in turnInput, m Move, a *attempt, result SendRes
 		a.last += ", waiting for " + why
 	}
 	a.target = result.Leader
-	a.notBefore = in.now.Add(movePoll(in.now, m))
+	a.notBefore = in.now.Add(movePoll(in.now.Sub(a.began)))
 	state := moveStateOf(result.Move.GetPhase())
 	if m.Cancel && result.Move.GetCancelRefused() && state == MoveOrdered {
 		a.last += "; the wish to cancel came after the hand-off"
@@ -99,11 +99,11 @@ func (r *reconciler) moveWaits(s *State, now time.Time) []string {
 	var waits []string
 	for _, m := range s.underWay() {
 		a := r.attempts[m.ID]
-		if a == nil || a.last == "" || a.failures == 0 && now.Sub(time.UnixMilli(m.Started)) < moveShown {
+		if a == nil || a.last == "" || a.failures == 0 && now.Sub(a.began) < moveShown {
 			continue
 		}
 		waits = append(waits, fmt.Sprintf("move %d (shard %d from group %d to group %d, %v old): %s", m.ID, m.Shard, m.From, m.To,
-			now.Sub(time.UnixMilli(m.Started)).Round(time.Second), a.last))
+			now.Sub(a.began).Round(time.Second), a.last))
 	}
 	return waits
 }

@@ -43,6 +43,13 @@ type reconciler struct {
 	attempts map[OperationID]*attempt
 	holds    map[raft.GroupID]time.Time // no transfer before
 	leaders  map[raft.GroupID]leadership
+	learners map[raft.ReplicaKey]learning
+}
+
+// learning is how near a learner has come, and when.
+type learning struct {
+	lag int64
+	at  time.Time
 }
 
 // leadership is who leads a group, and since when it is known here.
@@ -54,6 +61,7 @@ type leadership struct {
 
 // attempt is what is remembered of sending an operation.
 type attempt struct {
+	began     time.Time // by this node's clock: the group's may be ahead of it
 	running   bool
 	failures  int
 	notBefore time.Time
@@ -106,6 +114,7 @@ func newReconciler() *reconciler {
 		attempts: make(map[OperationID]*attempt),
 		holds:    make(map[raft.GroupID]time.Time),
 		leaders:  make(map[raft.GroupID]leadership),
+		learners: make(map[raft.ReplicaKey]learning),
 	}
 }
 
@@ -160,13 +169,13 @@ func (r *reconciler) result(in turnInput, result SendResult) Command {
 		return r.accepted(in, o, a, result)
 	}
 	r.failed(in, a, result)
-	if _, isTransfer := o.Body.(TransferLeader); isTransfer && in.now.UnixMilli()-o.At > transferPatience.Milliseconds() {
+	if _, isTransfer := o.Body.(TransferLeader); isTransfer && in.now.Sub(a.began) > transferPatience {
 		r.hold(in, o)
 		return Finish{Operation: o.ID, Detail: "given up: " + result.Detail}
 	}
 	// What the group refuses for long, a plan of what is by now may do better. If
 	// it goes through after all, its epoch says so.
-	if _, isChange := o.Body.(ChangeMembership); isChange && result.Leader == 0 && in.now.UnixMilli()-o.At > changePatience.Milliseconds() {
+	if _, isChange := o.Body.(ChangeMembership); isChange && result.Leader == 0 && in.now.Sub(a.began) > changePatience {
 		return Finish{Operation: o.ID, Detail: "given up: " + result.Detail}
 	}
 	return nil
@@ -253,7 +262,35 @@ func (r *reconciler) withHolds(in turnInput) Observed {
 		_, held := r.holds[g.ID]
 		g.Hold = g.Hold || held || !r.settled(in.now, *g)
 	}
+	r.watchLearners(in.now, &o)
 	return o
+}
+
+// learnerPatience: a learner that came no nearer for so long is given up.
+const learnerPatience = time.Minute
+
+// watchLearners marks those that have stalled.
+func (r *reconciler) watchLearners(now time.Time, o *Observed) {
+	seen := make(map[raft.ReplicaKey]learning)
+	for i := range o.Groups {
+		g := &o.Groups[i]
+		for j, m := range g.Members {
+			if !m.Learner {
+				continue
+			}
+			key := raft.ReplicaKey{Group: g.ID, Replica: m.Replica}
+			l, known := r.learners[key]
+			if !known || m.Lag >= 0 && (m.Lag < l.lag || l.lag < 0 || m.Lag <= learnerLagMax) {
+				l = learning{m.Lag, now}
+			}
+			seen[key] = l
+			if now.Sub(l.at) >= learnerPatience {
+				g.Members = slices.Clone(g.Members)
+				g.Members[j].Stalled = true
+			}
+		}
+	}
+	r.learners = seen
 }
 
 // settled tells whether a group has had its leader for long enough.
@@ -275,7 +312,7 @@ func (r *reconciler) send(in turnInput, out *turnOutput) {
 		}
 	}
 	for _, o := range in.state.Operations {
-		a := r.attempt(o.ID)
+		a := r.attempt(in.now, o.ID)
 		switch {
 		case a.running:
 		case a.notBefore.After(in.now):
@@ -291,10 +328,10 @@ func (r *reconciler) send(in turnInput, out *turnOutput) {
 }
 
 // attempt is what is remembered of an operation or a move.
-func (r *reconciler) attempt(id OperationID) *attempt {
+func (r *reconciler) attempt(now time.Time, id OperationID) *attempt {
 	a := r.attempts[id]
 	if a == nil {
-		a = new(attempt)
+		a = &attempt{began: now}
 		r.attempts[id] = a
 	}
 	return a

@@ -183,3 +183,17 @@ func TestSendsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatMayBeUndoneIsNotObserved: a membership that the leader's log names and
+// that is not committed can vanish with the leader.
+func TestWhatMayBeUndoneIsNotObserved(t *testing.T) {
+	r := afterBringUp(t)
+	for _, unsettled := range []bool{true, false} {
+		st := GroupStatus{Group: 2, IsLeader: true, Leader: raft.Member{Replica: 1, Node: 1}, Term: 1, Unsettled: unsettled,
+			Membership: raft.Membership{Epoch: 9, Voters: []raft.Member{{Replica: 1, Node: 1}}}}
+		seen := observedGroup(groupReport(st, true))
+		if news := observations(r.state, Observed{Groups: []ObservedGroup{seen}}); (len(news) == 0) != unsettled {
+			t.Errorf("unsettled %v: observed %+v", unsettled, news)
+		}
+	}
+}

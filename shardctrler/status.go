@@ -50,7 +50,7 @@ func Report(node raft.NodeID, groups Groups, shards Shards, withShards bool) *fl
 // groupReport is a group as its leader shows it.
 func groupReport(st GroupStatus, born bool) *flotillav1.GroupStatus {
 	g := &flotillav1.GroupStatus{Id: uint64(st.Group), LeaderNode: uint64(st.Leader.Node), Term: int64(st.Term),
-		Born: born, Epoch: st.Membership.Epoch, Joint: len(st.Membership.Outgoing) > 0}
+		Born: born, Epoch: st.Membership.Epoch, Joint: st.changing()}
 	for _, m := range observedMembers(st) {
 		g.Replicas = append(g.Replicas, &flotillav1.ReplicaStatus{ReplicaId: uint64(m.Replica), NodeId: uint64(m.Node),
 			Role: roleOf(m, st.Leader.Replica), MatchLag: m.Lag})

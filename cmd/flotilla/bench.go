@@ -20,6 +20,7 @@ import (
 type benchOptions struct {
 	*globals
 	load.Workload
+	duringMovesN int
 }
 
 func newBenchCommand(g *globals) *cobra.Command {
@@ -33,7 +34,13 @@ succeeded, at what rate and with what latency. Each of --clients keeps
 latency counts from when a request was due, so that a stall shows in all that it
 held up; without it a client sends when it is answered. The keys are named
 "bench-NUMBER" and stay; some are written first, with reads all of them, which
-does not count. Progress goes to stderr.`,
+does not count. Progress goes to stderr.
+
+With --during-moves half of the clients increment keys of one shard, which is
+moved to and fro so many times; the others load all shards as without it. For
+--duration both are measured without moves first. It prints how long nobody
+served the shard, by the moves' own account and as its clients saw it, and
+whether an increment failed, was lost or counted twice.`,
 		Args: onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return o.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
@@ -46,6 +53,7 @@ does not count. Progress goes to stderr.`,
 	flags.IntVar(&o.Keys, "keys", 10_000, "keys to choose from")
 	flags.IntVar(&o.Reads, "reads", 50, "`PERCENT` of the requests that read")
 	flags.DurationVar(&o.Duration, "duration", 10*time.Second, "for how long")
+	flags.IntVar(&o.duringMovesN, "during-moves", 0, "move a shard so many times meanwhile")
 	flags.IntVar(&o.Rate, "rate", 0, "requests per second in all; 0: as many as go")
 	g.addOutputFlag(command)
 	return command
@@ -56,6 +64,14 @@ func (o *benchOptions) run(ctx context.Context, out, progress io.Writer) error {
 		return usageError{err}
 	}
 	o.Seed = uint64(time.Now().UnixNano())
+	switch {
+	case o.duringMovesN < 0:
+		return usagef("--during-moves %d: it must not be negative", o.duringMovesN)
+	case o.duringMovesN > 0 && o.Rate > 0:
+		return usagef("--during-moves goes as fast as it can: --rate does not go with it")
+	case o.duringMovesN > 0:
+		return o.duringMoves(ctx, out, progress)
+	}
 	c, err := o.newClient(client.Options{CallsMax: o.Clients*o.Pipeline + fillRoom})
 	if err != nil {
 		return err

@@ -28,7 +28,10 @@ type GroupStatus struct {
 	Commit     raft.Index
 	Applied    raft.Index
 	Last       raft.Index
-	Membership raft.Membership
+	Membership raft.Membership // in effect
+	// Unsettled: the membership is in the log and not known to be committed: it
+	// may yet be undone.
+	Unsettled  bool
 	Asleep     bool
 	Suspect    bool // the log was cut; it counts for nothing until a leader has caught it up
 	HasQuorum  bool // a majority of the voters lives on nodes that are alive
@@ -85,6 +88,7 @@ func (r *replica) status() GroupStatus {
 		Applied:    r.apply.appliedIndex(),
 		Last:       core.Last,
 		Membership: core.Membership,
+		Unsettled:  core.MembershipIndex > core.Commit,
 		Asleep:     core.Asleep,
 		Suspect:    r.suspect,
 		HasQuorum:  r.quorumAlive(),
