@@ -69,7 +69,7 @@ func (c *Controller) ListMoves(ctx context.Context, r *flotillav1.ListMovesReque
 			return nil, err
 		}
 		var reports []report
-		if m := s.Map(); len(s.movingShards()) > 0 {
+		if m := s.Map(); !r.Brief && len(s.movingShards()) > 0 {
 			collecting, cancel := context.WithTimeout(ctx, statusTimeout)
 			reports = c.collect(collecting, m, false)
 			cancel()

@@ -257,6 +257,9 @@ func (m *Machine) publish(applied raft.Index) {
 
 // Committed publishes; see multiraft.StateMachine.
 func (m *Machine) Committed(applied raft.Index) {
+	if m.inMoves {
+		m.countAnew()
+	}
 	if m.exports {
 		m.exports = false
 		if err := m.countExports(); err != nil {

@@ -263,3 +263,34 @@ func TestWhoWaitsAtAFollowerIsNotForgotten(t *testing.T) {
 		}
 	})
 }
+
+// TestACopyThatCannotBeReadIsAddedUpAgain: with the next entry, from then on.
+func TestACopyThatCannotBeReadIsAddedUpAgain(t *testing.T) {
+	r := newRig(t)
+	r.born(t, epoch, 1)
+	r.one(t, epoch, plain(0, put("k", "v")))
+	scans := 0
+	r.machine.scan = func(s *baseScan) {
+		if scans++; scans == 1 {
+			s.view.Close()
+			s.failed.Store(true)
+			return
+		}
+		if err := s.run(); err != nil {
+			t.Error(err)
+		}
+	}
+	x := &migration{from: r, stamp: epoch, move: move{shard: movedShard, id: 6, generation: 1, attempt: 1, peer: otherGroup}}
+	x.must(r, t, moveBeginExport, nil)
+	r.one(t, epoch, plain(0, put("l", "w")))
+	x.must(r, t, moveBeginExport, nil)
+	r.one(t, epoch, plain(0, put("k", "x")))
+	got, summed := r.machine.shards[0].export.digest()
+	r.view(t, func(view *statestore.View) error {
+		want, err := addUp(view, 0, r.machine.shards[0].incarnation, func() bool { return false })
+		if !summed || got != want || scans != 2 {
+			t.Errorf("after %d scans: %v, the digest is %+v, it should be %+v", scans, summed, got, want)
+		}
+		return err
+	})
+}

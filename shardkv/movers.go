@@ -109,14 +109,13 @@ func (s *Server) driveOnce(now time.Time) (wait time.Duration) {
 	defer s.movers.rest(busy)
 	for _, g := range busy {
 		if g.parking.parks() {
-			s.release(g, now)
-			wait = moveLook
+			wait = sooner(wait, s.release(g, now))
 		}
 		imports := g.machine.movesNow().imports
 		if len(imports) == 0 || !s.leads(*host, g.id) {
 			continue
 		}
-		wait = moveLook
+		wait = sooner(wait, moveLook)
 		for i := range imports {
 			key := moverKey{g.id, imports[i].shard, imports[i].record.move}
 			present[key] = true
@@ -131,6 +130,14 @@ func (s *Server) driveOnce(now time.Time) (wait time.Duration) {
 		}
 	}
 	return wait
+}
+
+// sooner is the shorter of two waits of which 0 is for ever.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
 }
 
 // driveImport takes one turn of an import.

@@ -209,6 +209,7 @@ type baseScan struct {
 	inc    incarnation
 	result atomic.Pointer[copyDigest]
 	ended  atomic.Bool // nobody waits for it
+	failed atomic.Bool // it could not be read: another is to be begun
 }
 
 // countExports begins to add up the copies of shards whose export is new.
@@ -227,6 +228,18 @@ func (m *Machine) countExports() error {
 	return nil
 }
 
+// countAnew gives up copies that could not be added up; the next entry begins
+// them again.
+func (m *Machine) countAnew() {
+	for _, sh := range m.order {
+		if sh.export != nil && sh.export.base != nil && sh.export.base.failed.Load() {
+			handed := sh.export.handedAt
+			sh.export = &export{handedAt: handed}
+			m.exports = true
+		}
+	}
+}
+
 // endScan lets go of a copy that is being added up.
 func (sh *heldShard) endScan() {
 	if sh.export != nil && sh.export.base != nil {
@@ -239,6 +252,7 @@ func (s *baseScan) run() error {
 	defer s.view.Close()
 	d, err := addUp(s.view, s.shard, s.inc, s.ended.Load)
 	if err != nil {
+		s.failed.Store(true)
 		return fmt.Errorf("shard %d: %w", s.shard, err)
 	}
 	if s.ended.Load() {

@@ -3,6 +3,7 @@ package shardkv
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -16,12 +17,16 @@ const (
 	parkFor        = 500 * time.Millisecond
 )
 
-// parking holds requests for shards that a group imports: their source may have
-// handed them off, and then they are served in a moment.
+// parking holds requests for shards in a move: those that a group imports, whose
+// source may have handed them off so that they are served in a moment, and those
+// that it exports and that are written faster than the target follows.
 type parking struct {
+	slows atomic.Bool // some shard's requests wait by its pace
+
 	mu     sync.Mutex // guards what follows
 	parked []parkedCall
 	bytes  int
+	paces  map[shardmap.ShardID]*pace
 	closed bool
 }
 
@@ -29,72 +34,107 @@ type parkedCall struct {
 	call  *call
 	shard shardmap.ShardID
 	since time.Time
+	until time.Time // by the shard's pace; zero: until it is served here
 	bytes int
 	goOn  func()
 }
 
-// park has a request wait if its shard is being imported here. goOn sends it on
-// its way when that has ended.
-func (s *Server) park(g *group, c *call, shard shardmap.ShardID, bytes int, goOn func()) bool {
-	waits := s.parkIn(g, c, shard, bytes, goOn)
+// park has a request wait if its shard is being imported here, or is slowed.
+// What keep returns sends it on its way when that has ended.
+func (s *Server) park(g *group, c *call, shard shardmap.ShardID, bytes int, keep func() func()) bool {
+	waits := s.parkIn(g, parkedCall{call: c, shard: shard, since: s.now(), bytes: bytes}, keep)
 	if waits {
 		s.movers.look(g)
 	}
 	return waits
 }
 
-func (s *Server) parkIn(g *group, c *call, shard shardmap.ShardID, bytes int, goOn func()) bool {
+func (s *Server) parkIn(g *group, c parkedCall, keep func() func()) bool {
 	p := &g.parking
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	x, importing := g.machine.movesNow().importing(shard) // after this lock was taken nobody releases what he does not see
+	if p.slows.Load() {
+		if waits, full := p.slow(c.since, c, keep); full {
+			s.answer(c.call, tooMany(c.shard))
+			return true
+		} else if waits {
+			return true
+		}
+	}
+	x, importing := g.machine.movesNow().importing(c.shard) // after this lock was taken nobody releases what he does not see
 	if !importing || x.record.state != shardImporting {
 		return false
 	}
 	if p.closed {
-		s.answer(c, stopping())
+		s.answer(c.call, stopping())
 		return true
 	}
-	if len(p.parked) >= parkedMax || p.bytes+bytes > parkedBytesMax {
-		s.answer(c, &flotillav1.Response{Code: flotillav1.Code_BUSY, Message: fmt.Sprintf("shard %d is moving here, and many wait for it", shard)})
+	if len(p.parked) >= parkedMax || p.bytes+c.bytes > parkedBytesMax {
+		s.answer(c.call, tooMany(c.shard))
 		return true
 	}
-	p.bytes += bytes
-	p.parked = append(p.parked, parkedCall{call: c, shard: shard, since: s.now(), bytes: bytes, goOn: goOn})
+	c.goOn = keep()
+	p.bytes += c.bytes
+	p.parked = append(p.parked, c)
 	return true
 }
 
-// release sends on their way the requests whose shard is imported no more, in
-// the order in which they came, and answers "busy" to those that have waited too
-// long.
-func (s *Server) release(g *group, now time.Time) {
+// release sends on their way the requests whose shard is imported no more, or
+// whose time has come, in the order in which they came, and answers "busy" to
+// those that have waited too long. It tells when to look again; 0: no need.
+func (s *Server) release(g *group, now time.Time) (wait time.Duration) {
 	var free []parkedCall
 	p := &g.parking
 	p.mu.Lock()
 	moves := g.machine.movesNow()
 	kept := p.parked[:0]
 	for _, c := range p.parked {
-		x, importing := moves.importing(c.shard)
-		switch {
-		case c.call.answered.Load(): // its time was up
-			p.bytes -= c.bytes
-		case !importing || x.record.state != shardImporting || now.Sub(c.since) >= parkFor:
-			p.bytes -= c.bytes
-			free = append(free, c)
-		default:
+		if c.stays(now, moves) {
 			kept = append(kept, c)
+			continue
+		}
+		p.bytes -= c.bytes
+		if x := p.paces[c.shard]; x != nil && !c.until.IsZero() {
+			x.queued--
+		}
+		if !c.call.answered.Load() { // its time was up
+			free = append(free, c)
 		}
 	}
 	clear(p.parked[len(kept):])
 	p.parked = kept
+	p.forgetPaces(now)
+	switch {
+	case p.slows.Load() && len(kept) > 0:
+		wait = paceRelease
+	case len(kept) > 0 || p.slows.Load():
+		wait = moveLook
+	}
 	p.mu.Unlock()
 	for _, c := range free {
-		if x, importing := moves.importing(c.shard); importing && x.record.state == shardImporting {
-			s.answer(c.call, &flotillav1.Response{Code: flotillav1.Code_BUSY, Message: fmt.Sprintf("shard %d is moving here and is not served yet", c.shard)})
+		if x, importing := moves.importing(c.shard); c.until.IsZero() && importing && x.record.state == shardImporting {
+			s.answer(c.call, busy("shard %d is moving here and is not served yet", c.shard))
 			continue
 		}
 		c.goOn()
 	}
+	return wait
+}
+
+// stays tells whether a request goes on waiting.
+func (c *parkedCall) stays(now time.Time, moves *moving) bool {
+	if c.call.answered.Load() {
+		return false
+	}
+	if !c.until.IsZero() {
+		return now.Before(c.until)
+	}
+	x, importing := moves.importing(c.shard)
+	return importing && x.record.state == shardImporting && now.Sub(c.since) < parkFor
+}
+
+func busy(format string, args ...any) *flotillav1.Response {
+	return &flotillav1.Response{Code: flotillav1.Code_BUSY, Message: fmt.Sprintf(format, args...)}
 }
 
 // close takes no more, and returns what is left.
@@ -102,12 +142,16 @@ func (p *parking) close() []parkedCall {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	left := p.parked
-	p.parked, p.closed = nil, true
+	p.parked, p.paces, p.closed = nil, nil, true
+	p.slows.Store(false)
 	return left
 }
 
-// parks tells whether anything waits.
+// parks tells whether anything waits, or may have to.
 func (p *parking) parks() bool {
+	if p.slows.Load() {
+		return true
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.parked) > 0

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/internal/assert"
 	"github.com/flotilla-kv/flotilla/raft"
@@ -273,8 +275,19 @@ func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response), 
 	}
 	c.group, c.changes = g.id, r.ask != nil || r.write != nil
 	s.wheel.add(c, serverTimeout(q.GetTimeoutMs()))
-	if len(g.machine.movesNow().imports) == 0 || !s.park(g, c, r.shard, r.bytes, func() { s.carryOut(*host, g, c, r, q) }) {
+	if len(g.machine.movesNow().imports) == 0 && !g.parking.slows.Load() || !s.park(g, c, r.shard, r.bytes, func() func() { return s.parked(*host, g, c, q, shards) }) {
 		s.carryOut(*host, g, c, r, q)
+	}
+}
+
+// parked carries a request out later. It keeps a copy: the message that the
+// request came in may hold much else.
+func (s *Server) parked(host Host, g *group, c *call, q *flotillav1.Request, shards int) func() {
+	q = proto.CloneOf(q)
+	return func() {
+		if r, err := fromWire(q, shards); err == nil { // it was understood before
+			s.carryOut(host, g, c, r, q)
+		}
 	}
 }
 

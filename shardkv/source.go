@@ -107,6 +107,8 @@ func (p *pulled) page() {
 		})
 	case !known && p.GetWant() == flotillav1.PullRequest_WANT_SCAN:
 		p.decide(moveBeginExport, read)
+	case known && x.export.base != nil && x.export.base.failed.Load():
+		p.decide(moveBeginExport, read) // it changes nothing, but as an entry it has the copy added up again
 	case known && summed && p.GetWant() == flotillav1.PullRequest_WANT_HAND_OFF && x.record.state == shardExporting:
 		p.later(p.handOff)
 	default:
@@ -192,6 +194,9 @@ func (p *pulled) readPage() (*flotillav1.PullResponse, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if p.GetWant() != flotillav1.PullRequest_WANT_SCAN && record.state == shardExporting {
+		p.group.parking.rounds(p.server.now(), shard, record.move, page.looked, page.done)
 	}
 	r := &flotillav1.PullResponse{To: page.to, Done: page.done, Begun: position(record.begun, 0), Frozen: record.state == shardHandedOff, Items: itemsToWire(page.items)}
 	r.Checksum = itemsChecksum(r.Items)

@@ -213,19 +213,14 @@ func (b *moveBench) moves(ctx context.Context, groups []uint64, r *movesResult) 
 
 // move has the shard moved and waits until that has ended.
 func (b *moveBench) move(ctx context.Context, to uint64) (*flotillav1.Move, error) {
-	var order *flotillav1.MoveShardResponse
-	for {
-		var err error
-		order, err = ask(ctx, b.globals, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.MoveShardResponse, error) {
-			return cluster.MoveShard(ctx, &flotillav1.MoveShardRequest{Shard: uint64(b.shard), ToGroup: to})
-		})
-		if err != nil {
-			return nil, err
-		}
-		break
+	order, err := ask(ctx, b.globals, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.MoveShardResponse, error) {
+		return cluster.MoveShard(ctx, &flotillav1.MoveShardRequest{Shard: uint64(b.shard), ToGroup: to})
+	})
+	if err != nil {
+		return nil, err
 	}
 	for {
-		moves, err := getMoves(ctx, b.globals)
+		moves, err := getMoves(ctx, b.globals, true)
 		if err != nil {
 			return nil, err
 		}
@@ -233,7 +228,7 @@ func (b *moveBench) move(ctx context.Context, to uint64) (*flotillav1.Move, erro
 		if i >= 0 && moves[i].Ended != "" {
 			return moves[i], nil
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return nil, err
 		}
 	}

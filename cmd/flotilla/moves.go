@@ -60,9 +60,9 @@ func newMoveCommand(g *globals) *cobra.Command {
 	return move
 }
 
-func getMoves(ctx context.Context, g *globals) ([]*flotillav1.Move, error) {
+func getMoves(ctx context.Context, g *globals, brief bool) ([]*flotillav1.Move, error) {
 	answer, err := ask(ctx, g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ListMovesResponse, error) {
-		return cluster.ListMoves(ctx, &flotillav1.ListMovesRequest{})
+		return cluster.ListMoves(ctx, &flotillav1.ListMovesRequest{Brief: brief})
 	})
 	return answer.GetMoves(), err
 }
@@ -73,7 +73,7 @@ func newMoveListCommand(g *globals) *cobra.Command {
 		Short: "List the moves under way and the last that have ended, newest last",
 		Args:  onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
-			moves, err := getMoves(c.Context(), g)
+			moves, err := getMoves(c.Context(), g, false)
 			if err != nil {
 				return err
 			}
@@ -163,7 +163,7 @@ waits for all that are under way, those that are planned meanwhile included.`,
 func waitMoves(ctx context.Context, g *globals, ids []uint64, bar *bar) error {
 	defer bar.clear()
 	for {
-		moves, err := getMoves(ctx, g)
+		moves, err := getMoves(ctx, g, false)
 		if err != nil {
 			return err
 		}

@@ -2505,6 +2505,7 @@ func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
 type ListMovesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"` // only those under way
+	Brief         bool                   `protobuf:"varint,2,opt,name=brief,proto3" json:"brief,omitempty"`   // only what the config group knows, which costs less
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2542,6 +2543,13 @@ func (*ListMovesRequest) Descriptor() ([]byte, []int) {
 func (x *ListMovesRequest) GetActive() bool {
 	if x != nil {
 		return x.Active
+	}
+	return false
+}
+
+func (x *ListMovesRequest) GetBrief() bool {
+	if x != nil {
+		return x.Brief
 	}
 	return false
 }
@@ -3425,9 +3433,10 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"config_num\x18\x02 \x01(\x04R\tconfigNum\",\n" +
 	"\x11CancelMoveRequest\x12\x17\n" +
 	"\amove_id\x18\x01 \x01(\x04R\x06moveId\"\x14\n" +
-	"\x12CancelMoveResponse\"*\n" +
+	"\x12CancelMoveResponse\"@\n" +
 	"\x10ListMovesRequest\x12\x16\n" +
-	"\x06active\x18\x01 \x01(\bR\x06active\"<\n" +
+	"\x06active\x18\x01 \x01(\bR\x06active\x12\x14\n" +
+	"\x05brief\x18\x02 \x01(\bR\x05brief\"<\n" +
 	"\x11ListMovesResponse\x12'\n" +
 	"\x05moves\x18\x01 \x03(\v2\x11.flotilla.v1.MoveR\x05moves\"\xe6\x02\n" +
 	"\x04Move\x12\x0e\n" +
