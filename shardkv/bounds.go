@@ -33,6 +33,10 @@ type budget struct {
 	sizes  map[string]int // the most a key's value can have after the operations so far
 	work   int
 	answer int
+	// written is what the operations so far may have put, and removes tells
+	// whether one may have taken keys away: then a page may be any.
+	written int
+	removes bool
 }
 
 // overspent says why the operations are too much for one write, "" if they are
@@ -97,18 +101,21 @@ func (b *budget) size(key []byte) (int, error) {
 }
 
 func (b *budget) add(o *op) error {
+	b.removes = b.removes || o.expireAt != 0
 	switch {
 	case o.kind == opClear:
 		b.work += clearWork
+		b.removes = true
 		return nil
 	case o.kind == opScan:
 		b.work += pageLookMax
-		if !o.span.countOnly {
-			b.answer += pageBytesMax
+		if o.span.countOnly {
+			return nil
 		}
-		return nil
+		return b.addPage(o.span)
 	case o.blind():
 		b.work += len(o.value)
+		b.written += len(o.value)
 		b.sizes[string(o.key)] = len(o.value)
 		return nil
 	}
@@ -117,10 +124,30 @@ func (b *budget) add(o *op) error {
 		return err
 	}
 	b.work += n + o.growth(n)
+	b.written += o.growth(n)
+	b.removes = b.removes || o.kind == opDelete || o.kind == opExpire
 	if o.answersValue() {
 		b.answer += n
 	}
 	b.sizes[string(o.key)] = max(n, o.growth(n))
+	return nil
+}
+
+// addPage counts a page of a scan: as it is now, and what was put since, unless
+// keys may have gone that stood before it.
+func (b *budget) addPage(s span) error {
+	if b.removes {
+		b.answer += pageBytesMax
+		return nil
+	}
+	page, _, err := b.view.scan(s)
+	if err != nil {
+		return err
+	}
+	b.answer += b.written
+	for i := range page.pairs {
+		b.answer += 64 + len(page.pairs[i].key) + len(page.pairs[i].value)
+	}
 	return nil
 }
 

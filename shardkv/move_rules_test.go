@@ -294,3 +294,24 @@ func TestACopyThatCannotBeReadIsAddedUpAgain(t *testing.T) {
 		return err
 	})
 }
+
+// TestATimeThatCameWithAShardStays: what has expired at the source does not come
+// back at a target whose clock is behind.
+func TestATimeThatCameWithAShardStays(t *testing.T) {
+	a, x := exporting(t)
+	b := newRig(t)
+	b.apply(t, newEntry(epoch, &birth{generation: 1}))
+	x.to = b
+	a.one(t, epoch, plain(0, put("k", "v"), op{kind: opPut, key: []byte("gone"), value: []byte("v"), ttl: 10}))
+	x.must(b, t, moveBeginImport, nil)
+	for !x.pull(t, 1<<20) {
+	}
+	a.one(t, epoch+60_000, timeOnly{})
+	x.handOver(t, 1<<20) // with the target's clock
+	if b.machine.state.time < epoch+60_000 {
+		t.Errorf("the target's time is %d, the source's was %d", b.machine.state.time, epoch+60_000)
+	}
+	if got := b.one(t, epoch, plain(0, get("gone"))); got.refused != flotillav1.Code_OK || got.results[0].status != statusAbsent {
+		t.Errorf("what had expired is there again: %s", show(got))
+	}
+}

@@ -2,14 +2,9 @@ package main
 
 import "slices"
 
-// Bugs of moving shards come with moving shards: a source deleted before its
-// target is active, a session table left behind, ownership taken back by a
-// timer, a late range delete that hits the next incarnation, a target's time
-// not lifted at Activate, Cancel applied at the target first.
-
 // allMutants is the table.
 func allMutants() []*mutant {
-	return slices.Concat(coreMutants(), nodeMutants(), storeMutants(), keyMutants())
+	return slices.Concat(coreMutants(), nodeMutants(), storeMutants(), keyMutants(), moveMutants())
 }
 
 // by is one killer.

@@ -1,0 +1,113 @@
+package main
+
+// moveMutants are bugs of moving shards, and of deciding where things are.
+func moveMutants() []*mutant {
+	const (
+		shardkv    = "./shardkv"
+		controller = "./shardctrler"
+	)
+	return []*mutant{
+		{
+			name:    "source-deleted-unverified",
+			breaks:  "the source's copy is deleted only when what the target stores was read back",
+			changes: in("shardkv/mover.go", "case x.in.verified:", "case true:"),
+			killers: by(shardkv, "TestWhatIsStoredIsReadBack"),
+		},
+		{
+			name:    "source-deletes-before-the-target-has-it",
+			breaks:  "a copy goes when its target says so, and not at the hand-off",
+			changes: in("shardkv/move.go", "case moveHandOff:\n\t\treturn m.handOff(c, sh), nil", "case moveHandOff:\n\t\tm.deleteCopy(b, sh)\n\t\treturn m.handOff(c, sh), nil"),
+			killers: drawn(shardkv, "TestAMoveDoesNotShow"),
+		},
+		{
+			name:    "session-table-left-behind",
+			breaks:  "the answers that are waited for move with the shard",
+			changes: in("shardkv/pull.go", "if head.seq >= x.lowest {", "if false {"),
+			killers: drawn(shardkv, "TestAMoveDoesNotShow"),
+		},
+		{
+			name:    "hand-off-taken-back",
+			breaks:  "no wish to cancel takes back what was handed off",
+			changes: in("shardkv/move.go", "\t\treturn refused(\"shard %d was handed to group %d: what was decided stands\", sh.id, sh.peer)", "\t\tm.endExport(b, sh, shardOwned)"),
+			killers: drawn(shardkv, "TestAMoveDoesNotShow"),
+		},
+		{
+			name:    "late-range-delete",
+			breaks:  "who deletes a copy names the move that it was handed off by",
+			changes: in("shardkv/move.go", "\tcase sh.state == shardHandedOff && sh.move == c.id:\n\tcase sh.move >= c.id", "\tcase sh.state == shardHandedOff:\n\tcase sh.move >= c.id"),
+			killers: by(shardkv, "TestACancelOfAnotherMoveIsRefused"),
+		},
+		{
+			name:    "target's-time-not-lifted",
+			breaks:  "a group's time is never behind that of the group a shard came from",
+			changes: in("shardkv/move.go", "m.state.time = max(m.state.time, c.time)", "m.state.time = max(m.state.time, 0)"),
+			killers: by(shardkv, "TestATimeThatCameWithAShardStays"),
+		},
+		{
+			name:    "cancel-applied-at-the-target-first",
+			breaks:  "the target drops a copy only after the source's log has decided",
+			changes: in("shardkv/mover.go", "return v.ask(x, flotillav1.PullRequest_WANT_CANCEL, nil)", "return v.propose(x.step(moveDropImport))"),
+			killers: by(shardkv, "TestACancelledMoveStays"),
+		},
+		{
+			name:    "served-whatever-the-digest",
+			breaks:  "a shard is served only if its copy has the digest of what was handed off",
+			changes: in("shardkv/move.go", "if in.digest != c.digest {", "if false {"),
+			killers: by(shardkv, "TestADamageThatPassesTheChecksumIsNotServed"),
+		},
+		{
+			name:    "handed-off-too-early",
+			breaks:  "a shard is handed off when little is left to be taken in, as of then",
+			changes: in("shardkv/source.go", "if err == nil && r.GetDone() {", "if err == nil {"),
+			killers: by(shardkv, "TestNothingIsHandedOffWhileMuchIsLeft"),
+		},
+		{
+			name:    "touched-twice-comes-once-behind-a-clear",
+			breaks:  "what is behind a span that was cleared is put back",
+			changes: in("shardkv/pull.go", "\t\t\tclear(seen)\n", ""),
+			killers: by(shardkv, "TestAPageSaysOnceWhatIsSo"),
+		},
+		{
+			name:    "writers-not-slowed",
+			breaks:  "a move converges at any write rate",
+			changes: in("shardkv/pace.go", "x.interval = min(since*paceTouches/time.Duration(max(1, x.touches)), paceMax)", "x.interval = 0"),
+			killers: by(shardkv, "TestPace"),
+		},
+		{
+			name:    "two-moves-of-a-shard",
+			breaks:  "a shard has one move at a time",
+			changes: in("shardctrler/moves.go", "if m, moving := d.movingShards()[c.Shard]; moving {", "if m, moving := d.movingShards()[c.Shard]; moving && m.Cancel {"),
+			killers: by(controller, "TestOrderMove"),
+		},
+		{
+			name:    "owner-before-the-target-serves",
+			breaks:  "who owns a shard is recorded when its target says that it serves",
+			changes: in("shardctrler/moves.go", "\td.putMove(m)\n\td.addEvent(\"move\",", "\td.setOwner(m.Shard, shardmap.Assignment{Group: m.To, Generation: m.Generation + 1})\n\td.putMove(m)\n\td.addEvent(\"move\","),
+			killers: by(controller, "TestOrderMove"),
+		},
+		{
+			name:    "membership-observed-uncommitted",
+			breaks:  "a membership that may yet be undone is not recorded",
+			changes: in("shardctrler/host.go", "return st.Unsettled || len(st.Membership.Outgoing) > 0", "return len(st.Membership.Outgoing) > 0"),
+			killers: by(controller, "TestWhatMayBeUndoneIsNotObserved"),
+		},
+		{
+			name:    "replica-id-given-again",
+			breaks:  "a replica id is used once",
+			changes: in("shardctrler/apply_operations.go", "\t\tg.LastReplica++\n\t\tmembers[i].Replica = g.LastReplica\n", "\t\tmembers[i].Replica = raft.ReplicaID(len(assigned) + 1)\n"),
+			killers: drawn(controller, "TestPlansInAnyHistory"),
+		},
+		{
+			name:    "learners-not-waited-for",
+			breaks:  "a replica votes when it has the log",
+			changes: in("shardctrler/plan_replicas.go", "return !slices.ContainsFunc(learners, func(m ObservedMember) bool { return m.Lag < 0 || m.Lag > learnerLagMax })", "return len(learners) > 0"),
+			killers: by(controller, "TestConfigGroupGrowsLearnersFirst"),
+		},
+		{
+			name:    "replaced-in-a-large-failure",
+			breaks:  "when many nodes are down at once nothing is replaced",
+			changes: in("shardctrler/plan_replicas.go", "return down > max(1, all/3)", "return down > all"),
+			killers: by(controller, "TestNothingIsReplacedInALargeFailure"),
+		},
+	}
+}
