@@ -200,14 +200,21 @@ func (w *world) wipe(n *node) {
 	w.after(w.between(100*time.Millisecond, time.Second), o.start)
 }
 
+// clockTold is how old what others know of a clock may be.
+const clockTold = 3 * time.Second
+
 // jump sets a node's wall clock wrong, or right again: of a minority only, for
-// the majority's clocks are the time.
+// the majority's clocks are the time; also as others know them, who may not have
+// heard yet that a clock is right again.
 func (w *world) jump(n *node) {
 	wrong := 0
 	for _, o := range w.nodes {
-		if o.skew != 0 && o != n {
+		if o != n && (o.skew != 0 || o.wrongAt != 0 && w.now-o.wrongAt < clockTold) {
 			wrong++
 		}
+	}
+	if n.skew != 0 {
+		n.wrongAt = w.now
 	}
 	n.skew = 0
 	if wrong == 0 && w.chance(70) {

@@ -44,10 +44,11 @@ type node struct {
 	wiped  bool // the disks are gone, and the node with them
 
 	// Of the disks and the clock.
-	broken error         // what every sync ends with; nil: it works
-	slow   time.Duration // added to each sync
-	rate   int64         // thousandths by which the clock is fast
-	skew   time.Duration // by which its wall clock is ahead
+	broken  error         // what every sync ends with; nil: it works
+	slow    time.Duration // added to each sync
+	rate    int64         // thousandths by which the clock is fast
+	skew    time.Duration // by which its wall clock is ahead
+	wrongAt time.Duration // when it was last found wrong; 0: never
 
 	*process // nil: down
 	boots    uint64
