@@ -3,9 +3,12 @@ package shardctrler
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
 // ChangeCluster records what an operator wants of groups and nodes, or tells
@@ -140,6 +143,67 @@ func nodesToWire(nodes []raft.NodeID) []uint64 {
 	w := make([]uint64, len(nodes))
 	for i, n := range nodes {
 		w[i] = uint64(n)
+	}
+	return w
+}
+
+// Explain says why something is where it is.
+func (c *Controller) Explain(ctx context.Context, r *flotillav1.ExplainRequest) (*flotillav1.Explanation, error) {
+	return forward(ctx, c, func(ctx context.Context) (*flotillav1.Explanation, error) {
+		if _, leads := c.leads(); !leads {
+			return nil, errElsewhere
+		}
+		s, err := c.current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		x, err := c.explain(ctx, s, r)
+		if err != nil {
+			return nil, err
+		}
+		return explanationToWire(x), nil
+	}, func(ctx context.Context, client flotillav1.ClusterClient) (*flotillav1.Explanation, error) {
+		return client.Explain(ctx, r)
+	})
+}
+
+func (c *Controller) explain(ctx context.Context, s *State, r *flotillav1.ExplainRequest) (*Explanation, error) {
+	switch what := r.What.(type) {
+	case *flotillav1.ExplainRequest_Shard:
+		return ExplainShard(s, shardmap.ShardID(what.Shard))
+	case *flotillav1.ExplainRequest_Group:
+		return ExplainGroup(s, c.asked(ctx, s), raft.GroupID(what.Group))
+	case *flotillav1.ExplainRequest_Node:
+		return ExplainNode(s, c.asked(ctx, s), raft.NodeID(what.Node))
+	}
+	return nil, invalid("what is to be explained? A shard, a group or a node")
+}
+
+// asked is the cluster as the leaders of the groups see it.
+func (c *Controller) asked(ctx context.Context, s *State) Observed {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	o := c.assumed(s)
+	groups := make(map[raft.GroupID]ObservedGroup)
+	for _, rep := range c.collect(ctx, s.Map(), false) {
+		for _, g := range rep.report.GetGroups() {
+			seen := observedGroup(g)
+			if before, ok := groups[seen.ID]; !ok || before.Term < seen.Term {
+				groups[seen.ID] = seen
+			}
+		}
+	}
+	o.Groups = slices.SortedFunc(maps.Values(groups), func(a, b ObservedGroup) int { return compare(a.ID, b.ID) })
+	return o
+}
+
+func explanationToWire(x *Explanation) *flotillav1.Explanation {
+	w := &flotillav1.Explanation{Subject: x.Subject, Facts: x.Facts}
+	for _, c := range x.Candidates {
+		w.Candidates = append(w.Candidates, &flotillav1.Candidate{Id: c.ID, Name: c.Name, Chosen: c.Chosen, For: c.For, Against: c.Against})
+	}
+	for _, e := range x.Events {
+		w.Events = append(w.Events, eventToWire(e))
 	}
 	return w
 }

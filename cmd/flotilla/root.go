@@ -117,6 +117,7 @@ Raft groups.
 		newConfigCommand(g),
 		newMoveCommand(g),
 		newPlanCommand(g),
+		newExplainCommand(g),
 		newEventsCommand(g),
 		newBenchCommand(g),
 		newCheckCommand(g),

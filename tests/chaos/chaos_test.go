@@ -29,7 +29,9 @@ func TestChaos(t *testing.T) {
 	// of the seeds do.
 	leases := rand.New(rand.NewPCG(s, 1)).IntN(2) == 0
 	r := newRunner(t, clusterOptions{nodes: *nodes, leases: leases}, replay)
+	o := r.operate(s)
 	rounds := r.chaos(newSchedule(s, *nodes), *duration)
+	o.end()
 	if !r.failed() {
 		r.finish()
 	}

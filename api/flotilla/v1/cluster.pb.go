@@ -3219,6 +3219,250 @@ func (x *LeaderChange) GetTo() uint64 {
 	return 0
 }
 
+type ExplainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*ExplainRequest_Shard
+	//	*ExplainRequest_Group
+	//	*ExplainRequest_Node
+	What          isExplainRequest_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ExplainRequest) GetWhat() isExplainRequest_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetShard() uint64 {
+	if x != nil {
+		if x, ok := x.What.(*ExplainRequest_Shard); ok {
+			return x.Shard
+		}
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetGroup() uint64 {
+	if x != nil {
+		if x, ok := x.What.(*ExplainRequest_Group); ok {
+			return x.Group
+		}
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetNode() uint64 {
+	if x != nil {
+		if x, ok := x.What.(*ExplainRequest_Node); ok {
+			return x.Node
+		}
+	}
+	return 0
+}
+
+type isExplainRequest_What interface {
+	isExplainRequest_What()
+}
+
+type ExplainRequest_Shard struct {
+	Shard uint64 `protobuf:"varint,1,opt,name=shard,proto3,oneof"`
+}
+
+type ExplainRequest_Group struct {
+	Group uint64 `protobuf:"varint,2,opt,name=group,proto3,oneof"`
+}
+
+type ExplainRequest_Node struct {
+	Node uint64 `protobuf:"varint,3,opt,name=node,proto3,oneof"`
+}
+
+func (*ExplainRequest_Shard) isExplainRequest_What() {}
+
+func (*ExplainRequest_Group) isExplainRequest_What() {}
+
+func (*ExplainRequest_Node) isExplainRequest_What() {}
+
+type Explanation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subject       string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	Facts         []string               `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty"`
+	Candidates    []*Candidate           `protobuf:"bytes,3,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	Events        []*Event               `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"` // of the subject, the newest last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Explanation) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Explanation) GetFacts() []string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *Explanation) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+func (x *Explanation) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// Candidate is a group that a shard could be at, or a node that a replica could
+// be on.
+type Candidate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Chosen        bool                   `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	For           []string               `protobuf:"bytes,4,rep,name=for,proto3" json:"for,omitempty"`
+	Against       []string               `protobuf:"bytes,5,rep,name=against,proto3" json:"against,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Candidate) Reset() {
+	*x = Candidate{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Candidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Candidate) ProtoMessage() {}
+
+func (x *Candidate) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
+func (*Candidate) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *Candidate) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Candidate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Candidate) GetChosen() bool {
+	if x != nil {
+		return x.Chosen
+	}
+	return false
+}
+
+func (x *Candidate) GetFor() []string {
+	if x != nil {
+		return x.For
+	}
+	return nil
+}
+
+func (x *Candidate) GetAgainst() []string {
+	if x != nil {
+		return x.Against
+	}
+	return nil
+}
+
 var File_flotilla_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_flotilla_v1_cluster_proto_rawDesc = "" +
@@ -3497,7 +3741,25 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\fLeaderChange\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\x04R\x02to2\x8e\b\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to\"^\n" +
+	"\x0eExplainRequest\x12\x16\n" +
+	"\x05shard\x18\x01 \x01(\x04H\x00R\x05shard\x12\x16\n" +
+	"\x05group\x18\x02 \x01(\x04H\x00R\x05group\x12\x14\n" +
+	"\x04node\x18\x03 \x01(\x04H\x00R\x04nodeB\x06\n" +
+	"\x04what\"\xa1\x01\n" +
+	"\vExplanation\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
+	"\x05facts\x18\x02 \x03(\tR\x05facts\x126\n" +
+	"\n" +
+	"candidates\x18\x03 \x03(\v2\x16.flotilla.v1.CandidateR\n" +
+	"candidates\x12*\n" +
+	"\x06events\x18\x04 \x03(\v2\x12.flotilla.v1.EventR\x06events\"s\n" +
+	"\tCandidate\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06chosen\x18\x03 \x01(\bR\x06chosen\x12\x10\n" +
+	"\x03for\x18\x04 \x03(\tR\x03for\x12\x18\n" +
+	"\aagainst\x18\x05 \x03(\tR\aagainst2\xd0\b\n" +
 	"\aCluster\x12;\n" +
 	"\x04Init\x12\x18.flotilla.v1.InitRequest\x1a\x19.flotilla.v1.InitResponse\x12G\n" +
 	"\bRegister\x12\x1c.flotilla.v1.RegisterRequest\x1a\x1d.flotilla.v1.RegisterResponse\x12;\n" +
@@ -3514,7 +3776,8 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"CancelMove\x12\x1e.flotilla.v1.CancelMoveRequest\x1a\x1f.flotilla.v1.CancelMoveResponse\x12J\n" +
 	"\tListMoves\x12\x1d.flotilla.v1.ListMovesRequest\x1a\x1e.flotilla.v1.ListMovesResponse\x12V\n" +
-	"\rChangeCluster\x12!.flotilla.v1.ChangeClusterRequest\x1a\".flotilla.v1.ChangeClusterResponseB<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
+	"\rChangeCluster\x12!.flotilla.v1.ChangeClusterRequest\x1a\".flotilla.v1.ChangeClusterResponse\x12@\n" +
+	"\aExplain\x12\x1b.flotilla.v1.ExplainRequest\x1a\x18.flotilla.v1.ExplanationB<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
 
 var (
 	file_flotilla_v1_cluster_proto_rawDescOnce sync.Once
@@ -3528,7 +3791,7 @@ func file_flotilla_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_flotilla_v1_cluster_proto_rawDescData
 }
 
-var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*InitRequest)(nil),           // 0: flotilla.v1.InitRequest
 	(*InitResponse)(nil),          // 1: flotilla.v1.InitResponse
@@ -3576,6 +3839,9 @@ var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*ShardChange)(nil),           // 43: flotilla.v1.ShardChange
 	(*ReplicaChange)(nil),         // 44: flotilla.v1.ReplicaChange
 	(*LeaderChange)(nil),          // 45: flotilla.v1.LeaderChange
+	(*ExplainRequest)(nil),        // 46: flotilla.v1.ExplainRequest
+	(*Explanation)(nil),           // 47: flotilla.v1.Explanation
+	(*Candidate)(nil),             // 48: flotilla.v1.Candidate
 }
 var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	6,  // 0: flotilla.v1.RegisterResponse.map:type_name -> flotilla.v1.ShardMap
@@ -3605,39 +3871,43 @@ var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	43, // 24: flotilla.v1.Foresight.shards:type_name -> flotilla.v1.ShardChange
 	44, // 25: flotilla.v1.Foresight.replicas:type_name -> flotilla.v1.ReplicaChange
 	45, // 26: flotilla.v1.Foresight.leaders:type_name -> flotilla.v1.LeaderChange
-	0,  // 27: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
-	2,  // 28: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
-	4,  // 29: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
-	5,  // 30: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
-	11, // 31: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
-	17, // 32: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
-	19, // 33: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
-	21, // 34: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
-	24, // 35: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
-	31, // 36: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
-	33, // 37: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
-	35, // 38: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
-	37, // 39: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
-	40, // 40: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
-	1,  // 41: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
-	3,  // 42: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
-	6,  // 43: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
-	6,  // 44: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
-	12, // 45: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
-	18, // 46: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
-	20, // 47: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
-	22, // 48: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
-	30, // 49: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
-	32, // 50: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
-	34, // 51: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
-	36, // 52: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
-	38, // 53: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
-	41, // 54: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
-	41, // [41:55] is the sub-list for method output_type
-	27, // [27:41] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	48, // 27: flotilla.v1.Explanation.candidates:type_name -> flotilla.v1.Candidate
+	23, // 28: flotilla.v1.Explanation.events:type_name -> flotilla.v1.Event
+	0,  // 29: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
+	2,  // 30: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
+	4,  // 31: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
+	5,  // 32: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
+	11, // 33: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
+	17, // 34: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
+	19, // 35: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
+	21, // 36: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
+	24, // 37: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
+	31, // 38: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
+	33, // 39: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
+	35, // 40: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
+	37, // 41: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
+	40, // 42: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
+	46, // 43: flotilla.v1.Cluster.Explain:input_type -> flotilla.v1.ExplainRequest
+	1,  // 44: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
+	3,  // 45: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
+	6,  // 46: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
+	6,  // 47: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
+	12, // 48: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
+	18, // 49: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
+	20, // 50: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
+	22, // 51: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
+	30, // 52: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
+	32, // 53: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
+	34, // 54: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
+	36, // 55: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
+	38, // 56: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
+	41, // 57: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
+	47, // 58: flotilla.v1.Cluster.Explain:output_type -> flotilla.v1.Explanation
+	44, // [44:59] is the sub-list for method output_type
+	29, // [29:44] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_flotilla_v1_cluster_proto_init() }
@@ -3658,13 +3928,18 @@ func file_flotilla_v1_cluster_proto_init() {
 		(*ChangeClusterRequest_UndrainNode)(nil),
 		(*ChangeClusterRequest_RemoveNode)(nil),
 	}
+	file_flotilla_v1_cluster_proto_msgTypes[46].OneofWrappers = []any{
+		(*ExplainRequest_Shard)(nil),
+		(*ExplainRequest_Group)(nil),
+		(*ExplainRequest_Node)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flotilla_v1_cluster_proto_rawDesc), len(file_flotilla_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

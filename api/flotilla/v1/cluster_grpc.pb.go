@@ -33,6 +33,7 @@ const (
 	Cluster_CancelMove_FullMethodName    = "/flotilla.v1.Cluster/CancelMove"
 	Cluster_ListMoves_FullMethodName     = "/flotilla.v1.Cluster/ListMoves"
 	Cluster_ChangeCluster_FullMethodName = "/flotilla.v1.Cluster/ChangeCluster"
+	Cluster_Explain_FullMethodName       = "/flotilla.v1.Cluster/Explain"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -74,6 +75,9 @@ type ClusterClient interface {
 	// ChangeCluster adds or removes groups, or drains or removes a node; or it
 	// only tells what would come of that. It answers when the order is recorded.
 	ChangeCluster(ctx context.Context, in *ChangeClusterRequest, opts ...grpc.CallOption) (*ChangeClusterResponse, error)
+	// Explain says why a shard, a group's replicas or a node's are where they are,
+	// and why not elsewhere.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*Explanation, error)
 }
 
 type clusterClient struct {
@@ -233,6 +237,16 @@ func (c *clusterClient) ChangeCluster(ctx context.Context, in *ChangeClusterRequ
 	return out, nil
 }
 
+func (c *clusterClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*Explanation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Explanation)
+	err := c.cc.Invoke(ctx, Cluster_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -272,6 +286,9 @@ type ClusterServer interface {
 	// ChangeCluster adds or removes groups, or drains or removes a node; or it
 	// only tells what would come of that. It answers when the order is recorded.
 	ChangeCluster(context.Context, *ChangeClusterRequest) (*ChangeClusterResponse, error)
+	// Explain says why a shard, a group's replicas or a node's are where they are,
+	// and why not elsewhere.
+	Explain(context.Context, *ExplainRequest) (*Explanation, error)
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -323,6 +340,9 @@ func (UnimplementedClusterServer) ListMoves(context.Context, *ListMovesRequest) 
 }
 func (UnimplementedClusterServer) ChangeCluster(context.Context, *ChangeClusterRequest) (*ChangeClusterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ChangeCluster not implemented")
+}
+func (UnimplementedClusterServer) Explain(context.Context, *ExplainRequest) (*Explanation, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -590,6 +610,24 @@ func _Cluster_ChangeCluster_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -648,6 +686,10 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ChangeCluster",
 			Handler:    _Cluster_ChangeCluster_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Cluster_Explain_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
