@@ -116,18 +116,25 @@ type world struct {
 	states  stateChecker
 	history history
 
+	watch   func()  // is called behind each event; nil: nobody watches
 	tasks   []*task // that wait in the middle, to be ended with the world
 	running *task
 }
 
 // Run simulates the cluster of a seed.
-func Run(o Options) (r Result) {
+func Run(o Options) Result { return newWorld(o).run() }
+
+func newWorld(o Options) *world {
 	rng := rand.New(rand.NewPCG(o.Seed, 0x666c6f7469))
 	w := &world{options: o, rng: rng, profile: drawProfile(rng)}
 	w.trace = trace{line: o.Timeline}
 	w.network = newNetwork(w)
 	w.raft = newRaftChecker(w)
 	w.states = newStateChecker(w)
+	return w
+}
+
+func (w *world) run() Result {
 	w.found()
 	w.live()
 	w.end()
@@ -147,6 +154,9 @@ func (w *world) live() {
 		w.now = e.at
 		w.counts.Events++
 		e.do()
+		if w.watch != nil {
+			w.watch()
+		}
 	}
 }
 
