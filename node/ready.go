@@ -116,12 +116,19 @@ func (n *Node) WaitReady(ctx context.Context, report func(waiting string)) error
 // or with ctx's error.
 func (n *Node) WaitConfigReplicas(ctx context.Context, count int) error {
 	err := until(ctx, func() bool {
-		host := n.host.Load()
-		if host == nil {
+		m := n.ctrl.Maps().Current()
+		if m == nil {
 			return false
 		}
-		s, running := host.Status(raft.ConfigGroup)
-		return running && len(s.Membership.Voters) >= count && len(s.Membership.Outgoing) == 0
+		voters := 0
+		if g, ok := m.Group(raft.ConfigGroup); ok {
+			for _, member := range g.Members {
+				if !member.Learner {
+					voters++
+				}
+			}
+		}
+		return voters >= count
 	})
 	if err != nil {
 		return fmt.Errorf("the config group has not grown to %d replicas: %w", count, err)

@@ -73,15 +73,19 @@ func (d *draft) checkNewGroup(g NewGroup) error {
 	return nil
 }
 
-// setNodeState records up and down. Draining and removed are decisions that a
-// mere observation does not touch.
+// setNodeState records up and down. That a node is drained, or removed, is a
+// decision that a mere observation does not touch.
 func (d *draft) setNodeState(o Operation, c SetNodeState) error {
-	observed := func(s shardmap.NodeState) bool { return s == shardmap.NodeUp || s == shardmap.NodeDown }
 	n, ok := d.node(c.Node)
-	if !ok || !observed(n.State) || !observed(c.State) || n.State == c.State {
+	goesDown := ok && c.State == shardmap.NodeDown && (n.State == shardmap.NodeUp || n.State == shardmap.NodeDraining)
+	comesUp := ok && c.State == shardmap.NodeUp && n.State == shardmap.NodeDown
+	if !goesDown && !comesUp {
 		return stale("node %d cannot become %v: it is %v", c.Node, c.State, n.State)
 	}
 	n.State, n.Since = c.State, d.Time
+	if comesUp && n.Drain {
+		n.State = shardmap.NodeDraining
+	}
 	d.putNode(n)
 	d.addEvent(c.kind(), subjectNode(n.ID), fmt.Sprintf("operation %d: %v: %s", d.nextOperation(), c.State, o.Reason))
 	return nil

@@ -107,11 +107,16 @@ func (d *draft) addConfig(reason string, owners []raft.GroupID, pinned []shardma
 	}
 	d.Configs = append(own(d, recordConfig, d.Configs), c)
 	d.touched[recordKey{recordConfig, uint64(c.Num)}] = true
-	if len(d.Configs) > configsMax {
+	if len(d.Configs) > configsKept(len(owners)) {
 		d.touched[recordKey{recordConfig, uint64(d.Configs[0].Num)}] = true
 		d.Configs = d.Configs[1:]
 	}
 	d.mapChanged()
+}
+
+// configsKept is how many configs of so many shards are kept.
+func configsKept(shards int) int {
+	return max(configsMin, min(configsMax, configOwnersMax/max(1, shards)))
 }
 
 // nextOperation takes an operation id.

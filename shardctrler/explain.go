@@ -193,6 +193,7 @@ func (p *planner) explainNode(g Group, n Node, zones map[string]int, load map[ra
 		c.pro("more than a third of the nodes are down: nothing is replaced")
 	}
 	switch others := zones[n.Zone]; {
+	case n.Zone == "" && others == len(g.Members): // there are no zones
 	case c.Chosen && others == 1:
 		c.pro("it is the only one in zone %q with a replica of the group", n.Zone)
 	case c.Chosen:

@@ -548,6 +548,10 @@ func (n *fakeNode) Import(id raft.GroupID, number uint64, order *flotillav1.Impo
 		g.imports[shard] = x
 	}
 	switch {
+	case number < x.number: // a late one
+		n.cluster.mu.Unlock()
+		done(nil, fmt.Errorf("shard %d has seen migration %d", shard, x.number))
+		return
 	case x.ended != "":
 	case order.GetCancel() && fakePhases[x.phase] != phaseVerifying && fakePhases[x.phase] != phaseDone:
 		x.ended = phaseCancelled

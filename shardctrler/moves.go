@@ -128,6 +128,21 @@ func (s *State) movingShards() map[shardmap.ShardID]Move {
 	return moving
 }
 
+// toBeMoved counts the shards that are not where the config wants them and have
+// no move yet.
+func (s *State) toBeMoved() (n int) {
+	if len(s.Configs) == 0 {
+		return 0
+	}
+	moving := s.movingShards()
+	for i, at := range s.Shards {
+		if _, is := moving[shardmap.ShardID(i)]; !is && at.Group != s.config().Owners[i] {
+			n++
+		}
+	}
+	return n
+}
+
 // underWay are the moves that are worked at, the oldest first.
 func (s *State) underWay() []Move {
 	var under []Move
@@ -208,7 +223,7 @@ func (d *draft) checkOrder(c OrderMove) error {
 	if len(d.Configs) == 0 {
 		return stale("there are no groups yet")
 	}
-	if int(c.Shard) >= len(d.Shards) {
+	if uint64(c.Shard) >= uint64(len(d.Shards)) {
 		return invalid("there is no shard %d: the shards are 0 to %d", c.Shard, len(d.Shards)-1)
 	}
 	if err := d.checkTarget(c.To); err != nil {
@@ -264,7 +279,7 @@ func (d *draft) startMove(s StartMove, reason string) OperationID {
 
 // commitMove makes a move of what was planned.
 func (d *draft) commitMove(o Operation, s StartMove) error {
-	if int(s.Shard) >= len(d.Shards) || len(d.Configs) == 0 {
+	if uint64(s.Shard) >= uint64(len(d.Shards)) || len(d.Configs) == 0 {
 		return stale("there is no shard %d", s.Shard)
 	}
 	if at := d.Shards[s.Shard]; at.Group != s.From || at.Generation != s.Generation || d.config().Owners[s.Shard] != s.To || s.From == s.To {

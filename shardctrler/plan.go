@@ -141,7 +141,7 @@ func (p *planner) liveSites() []Site {
 func (p *planner) nodeStates() {
 	for _, n := range p.state.Nodes {
 		switch heard := p.heard(n.ID); {
-		case n.State == shardmap.NodeUp && heard.Silent >= downAfter:
+		case (n.State == shardmap.NodeUp || n.State == shardmap.NodeDraining) && heard.Silent >= downAfter:
 			p.add(SetNodeState{n.ID, shardmap.NodeDown}, "nothing heard of it for %v", heard.Silent.Round(time.Second))
 		case n.State == shardmap.NodeDown && heard.Alive:
 			p.add(SetNodeState{n.ID, shardmap.NodeUp}, "it is heard of again")
@@ -195,7 +195,7 @@ func (p *planner) births() {
 			return
 		}
 		switch {
-		case g.Born || p.pending[g.ID]:
+		case g.Born || g.Leaving || p.pending[g.ID]:
 			continue
 		case g.Initial:
 			p.add(Birth{Group: g.ID, Generation: 1}, "a group of init gets its shards of config 1")
@@ -237,7 +237,7 @@ func (p *planner) leaders() {
 			return
 		}
 		seen, known := p.group(g.ID)
-		if known && g.Born && !p.pending[g.ID] && p.shouldTransfer(g, seen) {
+		if known && g.Born && !p.pending[g.ID] && !p.prefers[g.ID] && p.shouldTransfer(g, seen) {
 			p.add(TransferLeader{Group: g.ID, Epoch: g.Epoch, To: g.Preferred},
 				"node %d leads and node %d should: leaders are spread evenly", seen.Leader, g.Preferred)
 			under++

@@ -22,11 +22,12 @@ const (
 
 // placing is what one plan knows of where replicas are.
 type placing struct {
-	load     map[raft.NodeID]int // replicas a node will have once what is under way is done, but for the config group's
-	incoming map[raft.NodeID]int // replicas that it is taking in
-	changes  int                 // memberships that are being changed
-	lacking  bool                // some group has fewer good replicas than it should
-	quiet    []quietGroup        // that are as they should be
+	load     map[raft.NodeID]int   // replicas a node will have once what is under way is done, but for the config group's
+	incoming map[raft.NodeID]int   // replicas that it is taking in
+	changes  int                   // memberships that are being changed
+	lacking  bool                  // some group has fewer good replicas than it should
+	quiet    []quietGroup          // that are as they should be
+	prefers  map[raft.GroupID]bool // whose leader is to be another from now on
 }
 
 // quietGroup is a group that needs nothing, and may give a replica to an idler
@@ -40,7 +41,7 @@ type quietGroup struct {
 // replicas keeps the replicas of each group where they should be, and then
 // evens out how many each node has.
 func (p *planner) replicas() {
-	p.placing = placing{load: make(map[raft.NodeID]int), incoming: make(map[raft.NodeID]int)}
+	p.placing = placing{load: make(map[raft.NodeID]int), incoming: make(map[raft.NodeID]int), prefers: make(map[raft.GroupID]bool)}
 	for _, g := range p.state.Groups {
 		for _, m := range g.Members {
 			if g.ID != raft.ConfigGroup {
@@ -68,7 +69,7 @@ func (p *planner) replicas() {
 func (p *planner) keeps(id raft.NodeID) bool {
 	n, ok := p.state.node(id)
 	switch {
-	case !ok || n.State == shardmap.NodeRemoved || n.State == shardmap.NodeDraining:
+	case !ok || n.State == shardmap.NodeRemoved || n.Drain:
 		return false
 	case n.State == shardmap.NodeDown:
 		return p.tooManyDown() || p.heard(id).Silent < p.state.Policy.replaceAfter()
@@ -108,7 +109,7 @@ func (p *planner) groupReplicas(g Group) {
 	}
 	switch need := size - len(kept); {
 	case need > 0:
-		p.lacking = true
+		p.lacking = p.lacking || g.ID != raft.ConfigGroup
 		p.fill(g, seen, voters, kept, usable[:min(len(usable), need)], size)
 	case len(usable) > 0 && g.ID != raft.ConfigGroup:
 		p.swap(g, seen, kept, usable, size)
@@ -128,10 +129,11 @@ func (p *planner) wantedSize(g Group, voters []ObservedMember) int {
 	if size := nextConfigSize(len(voters), len(p.live)); size > 0 {
 		return size
 	}
-	// It shrinks only if replicas have to go and there is no node for others.
+	// It shrinks only if an operator wants nodes away and there are none for
+	// others: a replica of a node that is down may come back with its log.
 	kept, free := 0, 0
 	for _, m := range voters {
-		if p.keeps(m.Node) {
+		if n, ok := p.state.node(m.Node); ok && n.State != shardmap.NodeRemoved && !n.Drain {
 			kept++
 		}
 	}
@@ -157,7 +159,10 @@ func (p *planner) wantedSize(g Group, voters []ObservedMember) int {
 func (p *planner) fill(g Group, seen ObservedGroup, voters, kept, usable []ObservedMember, size int) {
 	missing := size - len(kept) - len(usable)
 	if missing > 0 {
-		picked := pickSites(p.takers(), p.sitesOf(seen.Members), missing)
+		takers := slices.DeleteFunc(p.takers(), func(s Site) bool {
+			return slices.ContainsFunc(seen.Members, func(m ObservedMember) bool { return m.Node == s.ID })
+		})
+		picked := pickSites(takers, p.sitesOf(append(slices.Clone(kept), usable...)), missing)
 		if g.ID == raft.ConfigGroup && len(kept) == len(voters) && len(picked) < missing {
 			return // it grows by two at once or not at all
 		}
@@ -195,11 +200,15 @@ func (p *planner) badness(id raft.NodeID) int {
 // swap ends what spread began: a learner takes the place of the voter whose node
 // has the most to carry; or it is given up, if that would gain nothing by now.
 func (p *planner) swap(g Group, seen ObservedGroup, kept, usable []ObservedMember, size int) {
-	out := slices.MaxFunc(kept, func(a, b ObservedMember) int {
+	in := usable[:1]
+	to := p.sitesOf(in)[0]
+	may := slices.DeleteFunc(slices.Clone(kept), func(m ObservedMember) bool {
+		return !p.maySwap(quietGroup{voters: kept}, p.sitesOf([]ObservedMember{m})[0], to)
+	})
+	out := slices.MaxFunc(append(may, ObservedMember{}), func(a, b ObservedMember) int {
 		return cmp.Or(cmp.Compare(p.load[a.Node], p.load[b.Node]), compare(a.Node, b.Node))
 	})
-	in := usable[:1]
-	if p.load[out.Node] < p.load[in[0].Node] || len(kept) > size {
+	if out.Node == 0 || p.load[out.Node] < p.load[in[0].Node] || len(kept) > size {
 		p.load[in[0].Node]--
 		p.settle(g, seen, kept, nil, "the loads have changed: the learner is not needed")
 		return
@@ -365,8 +374,7 @@ func (p *planner) preferences() {
 	var nodes [][]raft.NodeID
 	var leaders []raft.NodeID
 	for _, g := range p.state.replicaGroups() {
-		seen, known := p.group(g.ID)
-		if !known || !g.Born {
+		if !g.Born {
 			continue
 		}
 		var able []raft.NodeID
@@ -379,7 +387,7 @@ func (p *planner) preferences() {
 			continue
 		}
 		leader := g.Preferred
-		if !slices.Contains(able, leader) {
+		if seen, known := p.group(g.ID); known && !slices.Contains(able, leader) {
 			leader = seen.Leader
 		}
 		groups, nodes, leaders = append(groups, g), append(nodes, able), append(leaders, leader)
@@ -388,6 +396,7 @@ func (p *planner) preferences() {
 	for i, to := range preferLeaders(nodes, leaders) {
 		if g := groups[i]; to != g.Preferred && set < preferencesMax {
 			set++
+			p.prefers[g.ID] = true
 			p.add(SetPreferred{Group: g.ID, Node: to}, "leaders are to be spread evenly over the nodes that are up; before it was node %d", g.Preferred)
 		}
 	}
@@ -396,7 +405,7 @@ func (p *planner) preferences() {
 // destroy ends the groups that are removed and empty.
 func (p *planner) destroy() {
 	for _, g := range p.state.replicaGroups() {
-		if !g.Leaving || p.pending[g.ID] || len(p.state.shardsOf(g.ID)) > 0 {
+		if !g.Leaving || len(p.state.shardsOf(g.ID)) > 0 {
 			continue
 		}
 		if !slices.ContainsFunc(p.state.Moves, func(m Move) bool { return m.active() && (m.From == g.ID || m.To == g.ID) }) {

@@ -309,8 +309,15 @@ func (w *planWorld) check() {
 		if kept < want {
 			complete = false
 		}
-		if g.ID == raft.ConfigGroup && kept > 0 && kept < voters {
-			w.Fatalf("the config group has %d voters on nodes that are drained or gone: %s", voters-kept, membersText(g.Members))
+		ordered := 0
+		for _, m := range g.Members {
+			if n, _ := s.node(m.Node); n.State == shardmap.NodeRemoved || n.Drain {
+				ordered++
+			}
+		}
+		dead := slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return !w.alive(m.Node) })
+		if g.ID == raft.ConfigGroup && ordered > 0 && ordered < voters && !dead {
+			w.Fatalf("the config group has %d voters on nodes that are drained or removed: %s", ordered, membersText(g.Members))
 		}
 		if g.ID != raft.ConfigGroup && voters > want {
 			w.Fatalf("group %d has %d voters", g.ID, voters)
@@ -523,4 +530,67 @@ func TestTopologyRefusals(t *testing.T) {
 	down(1)
 	down(2)
 	r.refuses(t, RemoveNode{Node: 1}, "no majority")
+	r.refuses(t, DrainNode{Node: 2}, "flotilla node remove")
+	r.refuses(t, OrderMove{Shard: 1 << 63, To: 5}, "the shards are")
+}
+
+// TestAMissingReportChangesNoPreference: a group that is not heard of for a
+// moment does not make its node lead less.
+func TestAMissingReportChangesNoPreference(t *testing.T) {
+	r := afterBringUp(t)
+	o := allUp(r.state)
+	if planned := Plan(r.state, o); len(planned) > 0 {
+		t.Fatalf("planned %+v", planned)
+	}
+	for i := 1; i < len(o.Groups); i++ {
+		without := o
+		without.Groups = slices.Delete(slices.Clone(o.Groups), i, i+1)
+		if planned := Plan(r.state, without); len(planned) > 0 {
+			t.Errorf("without group %d: %+v", o.Groups[i].ID, planned)
+		}
+	}
+}
+
+// TestAGroupThatWasNeverBornGoes: its nodes died before it had a leader.
+func TestAGroupThatWasNeverBornGoes(t *testing.T) {
+	r := afterBringUp(t)
+	added := r.must(t, AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 3}, Preferred: 1}}}).(Added)
+	r.must(t, Commit{Operations: []Operation{{Body: Birth{Group: added.Groups[0], Generation: 1}}}})
+	r.must(t, RemoveGroup{Group: added.Groups[0]})
+	for range 3 {
+		r.must(t, Commit{Operations: Plan(r.state, allUp(r.state))})
+	}
+	if _, exists := r.state.group(added.Groups[0]); exists {
+		t.Error("it stays")
+	}
+}
+
+// TestReplicasStayInTheirZones: who takes the place of a replica that is to go is
+// looked for in that one's zone, too.
+func TestReplicasStayInTheirZones(t *testing.T) {
+	r := newRun()
+	first := initCommand(16, 3, 1)
+	first.First.Zone = "z1"
+	r.apply(first)
+	for i, zone := range []string{"z2", "z3", "z1", "z3"} {
+		reg := registrationOf(fmt.Sprint("n", i))
+		reg.Zone = zone
+		r.apply(Register{Registration: reg})
+		for range 2 * i * (2 - i) { // when there are three: the group is made on z1, z2 and z3
+			r.apply(Commit{Operations: Plan(r.state, allUp(r.state))})
+			for _, o := range r.state.Operations {
+				r.apply(Finish{Operation: o.ID, Done: true})
+			}
+		}
+	}
+	r.must(t, DrainNode{Node: 3})
+	for _, o := range Plan(r.state, allUp(r.state)) {
+		if c, ok := o.Body.(ChangeMembership); ok && c.Group == 2 {
+			if to := c.Members[len(c.Members)-1]; to.Node != 5 {
+				t.Errorf("a replica of zone z3 is to go to node %d: %+v", to.Node, c.Members)
+			}
+			return
+		}
+	}
+	t.Error("nothing is planned")
 }

@@ -137,7 +137,7 @@ func (s *State) load(key, value []byte) error {
 // check refuses a state whose parts do not belong together.
 func (s *State) check() error {
 	for _, c := range s.Configs {
-		if len(c.Owners) != len(s.Shards) || len(c.Pinned) > 0 && int(c.Pinned[len(c.Pinned)-1]) >= len(s.Shards) {
+		if len(c.Owners) != len(s.Shards) || len(c.Pinned) > 0 && uint64(c.Pinned[len(c.Pinned)-1]) >= uint64(len(s.Shards)) {
 			return fmt.Errorf("%w: config %d of %d shards, there are %d", errMalformed, c.Num, len(c.Owners), len(s.Shards))
 		}
 	}
@@ -177,11 +177,12 @@ func (e *encoder) node(n Node) {
 	e.uint(uint64(n.ID))
 	e.registration(n.Registration)
 	e.byte(byte(n.State))
+	e.bool(n.Drain)
 	e.int(n.Since)
 }
 
 func (d *decoder) node() Node {
-	return Node{ID: raft.NodeID(d.uint()), Registration: d.registration(), State: d.nodeState(), Since: d.int()}
+	return Node{ID: raft.NodeID(d.uint()), Registration: d.registration(), State: d.nodeState(), Drain: d.bool(), Since: d.int()}
 }
 
 func (e *encoder) group(g Group) {

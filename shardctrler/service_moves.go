@@ -48,6 +48,8 @@ func (c *Controller) awaitCancel(ctx context.Context, id OperationID) (*flotilla
 		switch {
 		case !known || m.State == MoveCancelled:
 			return &flotillav1.CancelMoveResponse{}, nil
+		case m.State == MoveFailed:
+			return nil, stale("move %d has failed by itself: shard %d is at group %d", id, m.Shard, m.From)
 		case m.State != MoveOrdered:
 			return nil, stale("it was too late: move %d has handed shard %d over to group %d; move it back with `flotilla shard move %d %d`", id, m.Shard, m.To, m.Shard, m.From)
 		}
@@ -74,7 +76,7 @@ func (c *Controller) ListMoves(ctx context.Context, r *flotillav1.ListMovesReque
 			reports = c.collect(collecting, m, false)
 			cancel()
 		}
-		return &flotillav1.ListMovesResponse{Moves: movesToWire(s, reports, r.Active)}, nil
+		return &flotillav1.ListMovesResponse{Moves: movesToWire(s, reports, r.Active), Planned: uint64(s.toBeMoved())}, nil
 	}, func(ctx context.Context, client flotillav1.ClusterClient) (*flotillav1.ListMovesResponse, error) {
 		return client.ListMoves(ctx, r)
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
@@ -52,6 +53,9 @@ func (c *Controller) assumed(s *State) Observed {
 		seen := ObservedNode{ID: n.ID, Alive: n.ID == c.self() || c.options.Alive(n.ID)}
 		if seen.Ready = seen.Alive; !seen.Alive {
 			seen.Silent = downAfter
+			if n.State == shardmap.NodeDown {
+				seen.Silent += max(0, time.Since(time.UnixMilli(n.Since)))
+			}
 		}
 		o.Nodes = append(o.Nodes, seen)
 	}

@@ -17,14 +17,17 @@ type EventID uint64
 // Limits of the state. Each keeps a record that grows with time or with the
 // cluster within what a snapshot and a map can carry.
 const (
-	eventsMax     = 2_048 // the oldest is forgotten
-	configsMax    = 1_024 // likewise; asking for it says so
-	nodesMax      = 4_096 // a Register past it is refused
-	operationsMax = 8_192 // pending at once; the planner goes on when some are done
-	groupsMax     = 65_536
-	replicasMax   = 9     // of one group
-	textMax       = 255   // bytes of a name, zone, address or version
-	reasonMax     = 1_024 // bytes of a reason; what is longer is cut
+	eventsMax  = 2_048 // the oldest is forgotten
+	configsMax = 1_024 // likewise; asking for it says so
+	configsMin = 16    // are kept however many shards each names
+	// configOwnersMax bounds the owners that all kept configs name.
+	configOwnersMax = 4 << 20
+	nodesMax        = 4_096 // a Register past it is refused
+	operationsMax   = 8_192 // pending at once; the planner goes on when some are done
+	groupsMax       = 65_536
+	replicasMax     = 9     // of one group
+	textMax         = 255   // bytes of a name, zone, address or version
+	reasonMax       = 1_024 // bytes of a reason; what is longer is cut
 )
 
 // State is the config group's replicated state as of one applied entry. A
@@ -66,6 +69,8 @@ type Node struct {
 	Registration
 	ID    raft.NodeID
 	State shardmap.NodeState
+	// Drain: an operator wants it empty. Its State shows that while it is up.
+	Drain bool
 	// Since is when State was last changed, unix milliseconds.
 	Since int64
 }

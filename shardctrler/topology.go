@@ -176,20 +176,28 @@ func (d *draft) drainNode(c DrainNode) error {
 	switch {
 	case !ok || n.State == shardmap.NodeRemoved:
 		return invalid("there is no node %d", c.Node)
-	case c.Back && n.State != shardmap.NodeDraining:
+	case c.Back && !n.Drain:
 		return invalid("node %d is not being drained: it is %v", c.Node, n.State)
-	case !c.Back && n.State == shardmap.NodeDraining:
+	case !c.Back && n.Drain:
 		return invalid("node %d is being drained already", c.Node)
+	case !c.Back && n.State == shardmap.NodeDown:
+		return stale("node %d is down: if it is gone for good, take it out with `flotilla node remove %s`", c.Node, n.Name)
 	}
 	if !c.Back {
 		if err := d.canDoWithout(n); err != nil {
 			return err
 		}
 	}
-	n.State, n.Since = shardmap.NodeDraining, d.Time
 	what := "drained: its replicas go to other nodes"
+	n.Drain = !c.Back
 	if c.Back {
-		n.State, what = shardmap.NodeUp, "back: it takes part again"
+		what = "back: it takes part again"
+	}
+	if n.State != shardmap.NodeDown {
+		n.State, n.Since = shardmap.NodeDraining, d.Time
+		if c.Back {
+			n.State = shardmap.NodeUp
+		}
 	}
 	d.putNode(n)
 	d.addEvent("drain-node", subjectNode(n.ID), "an operator wants it "+what)
@@ -235,9 +243,6 @@ func (d *draft) removeNode(c RemoveNode) error {
 		if err := d.quorumsWithout(n); err != nil {
 			return err
 		}
-		if err := d.canDoWithout(n); err != nil {
-			return err
-		}
 	}
 	n.State, n.Since = shardmap.NodeRemoved, d.Time
 	d.putNode(n)
@@ -263,7 +268,7 @@ func (d *draft) quorumsWithout(n Node) error {
 				up++
 			}
 		}
-		if concerned && up <= voters/2 {
+		if concerned && up <= voters/2 && !(g.Leaving && len(d.shardsOf(g.ID)) == 0) {
 			return stale("group %d has %d of %d voters up without node %d, no majority: bring the node back, or another", g.ID, up, voters, n.ID)
 		}
 	}

@@ -19,6 +19,7 @@ const (
 	paceMax     = 20 * time.Millisecond  // between two requests
 	paceMin     = 20 * time.Microsecond  // less is no wait
 	paceForgets = time.Second            // after the target's last question
+	paceAhead   = 500 * time.Millisecond // that requests wait; more come again later
 	paceRelease = 2 * time.Millisecond
 	paceAtLeast = 8 // pages: a shorter backlog is none
 	// paceTouches is what a request may touch: its key and its answer; and twice
@@ -46,7 +47,11 @@ func (p *parking) rounds(now time.Time, shard shardmap.ShardID, move migrationID
 	defer p.mu.Unlock()
 	x := p.paces[shard]
 	if x == nil || x.move != move {
-		x = &pace{move: move}
+		fresh := &pace{move: move}
+		if x != nil { // those that wait still do
+			fresh.queued, fresh.last = x.queued, x.last
+		}
+		x = fresh
 		if p.paces == nil {
 			p.paces = make(map[shardmap.ShardID]*pace)
 		}
@@ -96,7 +101,7 @@ func (p *parking) slow(now time.Time, c parkedCall, keep func() func()) (waits, 
 	if x.queued == 0 && x.interval == 0 {
 		return false, false
 	}
-	if len(p.parked) >= parkedMax || p.bytes+c.bytes > parkedBytesMax {
+	if len(p.parked) >= parkedMax || p.bytes+c.bytes > parkedBytesMax || x.last.Sub(now) > paceAhead {
 		return true, true
 	}
 	x.queued++

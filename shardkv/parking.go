@@ -89,7 +89,7 @@ func (s *Server) release(g *group, now time.Time) (wait time.Duration) {
 	moves := g.machine.movesNow()
 	kept := p.parked[:0]
 	for _, c := range p.parked {
-		if c.stays(now, moves) {
+		if c.stays(now, moves) && !p.paceEnded(&c) {
 			kept = append(kept, c)
 			continue
 		}
@@ -119,6 +119,12 @@ func (s *Server) release(g *group, now time.Time) (wait time.Duration) {
 		c.goOn()
 	}
 	return wait
+}
+
+// paceEnded tells whether a request waits for a pace that is none any more.
+func (p *parking) paceEnded(c *parkedCall) bool {
+	x := p.paces[c.shard]
+	return !c.until.IsZero() && (x == nil || x.interval == 0)
 }
 
 // stays tells whether a request goes on waiting.

@@ -220,7 +220,7 @@ func (b *moveBench) move(ctx context.Context, to uint64) (*flotillav1.Move, erro
 		return nil, err
 	}
 	for {
-		moves, err := getMoves(ctx, b.globals, true)
+		moves, _, err := getMoves(ctx, b.globals, true)
 		if err != nil {
 			return nil, err
 		}

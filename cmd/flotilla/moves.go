@@ -60,11 +60,11 @@ func newMoveCommand(g *globals) *cobra.Command {
 	return move
 }
 
-func getMoves(ctx context.Context, g *globals, brief bool) ([]*flotillav1.Move, error) {
+func getMoves(ctx context.Context, g *globals, brief bool) (moves []*flotillav1.Move, planned uint64, err error) {
 	answer, err := ask(ctx, g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ListMovesResponse, error) {
 		return cluster.ListMoves(ctx, &flotillav1.ListMovesRequest{Brief: brief})
 	})
-	return answer.GetMoves(), err
+	return answer.GetMoves(), answer.GetPlanned(), err
 }
 
 func newMoveListCommand(g *globals) *cobra.Command {
@@ -73,7 +73,7 @@ func newMoveListCommand(g *globals) *cobra.Command {
 		Short: "List the moves under way and the last that have ended, newest last",
 		Args:  onlyFlags,
 		RunE: func(c *cobra.Command, _ []string) error {
-			moves, err := getMoves(c.Context(), g, false)
+			moves, _, err := getMoves(c.Context(), g, false)
 			if err != nil {
 				return err
 			}
@@ -163,17 +163,20 @@ waits for all that are under way, those that are planned meanwhile included.`,
 func waitMoves(ctx context.Context, g *globals, ids []uint64, bar *bar) error {
 	defer bar.clear()
 	for {
-		moves, err := getMoves(ctx, g, false)
+		moves, planned, err := getMoves(ctx, g, false)
 		if err != nil {
 			return err
 		}
 		left, err := movesLeft(moves, ids)
-		if err != nil || len(left) == 0 {
+		if err != nil || len(left) == 0 && (planned == 0 || len(ids) > 0) {
 			return err
 		}
 		bar.show(left)
 		select {
 		case <-ctx.Done():
+			if len(left) == 0 {
+				return fmt.Errorf("%d shards are to be moved and have no move yet: see flotilla status", planned)
+			}
 			return fmt.Errorf("%d moves are not verified yet; the first: %s", len(left), describeMove(left[0]))
 		case <-time.After(movesLook):
 		}

@@ -169,11 +169,18 @@ func nodeOf(ctx context.Context, g *globals, what string) (*flotillav1.Node, err
 	}
 	id, numberErr := strconv.ParseUint(what, 10, 64)
 	var names []string
+	var found *flotillav1.Node
 	for _, n := range m.Nodes {
 		if n.Name == what || numberErr == nil && n.Id == id {
-			return n, nil
+			if found != nil {
+				return nil, fmt.Errorf("%s is the name of one node and the id of another: stop giving nodes numbers for names, or say the other of the two", what)
+			}
+			found = n
 		}
 		names = append(names, fmt.Sprintf("%d (%s)", n.Id, n.Name))
+	}
+	if found != nil {
+		return found, nil
 	}
 	return nil, fmt.Errorf("there is no node %s; the nodes are %s", what, strings.Join(names, ", "))
 }

@@ -2557,6 +2557,7 @@ func (x *ListMovesRequest) GetBrief() bool {
 type ListMovesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Moves         []*Move                `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	Planned       uint64                 `protobuf:"varint,2,opt,name=planned,proto3" json:"planned,omitempty"` // shards that are to be moved and have no move yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2596,6 +2597,13 @@ func (x *ListMovesResponse) GetMoves() []*Move {
 		return x.Moves
 	}
 	return nil
+}
+
+func (x *ListMovesResponse) GetPlanned() uint64 {
+	if x != nil {
+		return x.Planned
+	}
+	return 0
 }
 
 // Move is a move of a shard from one group to another.
@@ -3680,9 +3688,10 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x12CancelMoveResponse\"@\n" +
 	"\x10ListMovesRequest\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x14\n" +
-	"\x05brief\x18\x02 \x01(\bR\x05brief\"<\n" +
+	"\x05brief\x18\x02 \x01(\bR\x05brief\"V\n" +
 	"\x11ListMovesResponse\x12'\n" +
-	"\x05moves\x18\x01 \x03(\v2\x11.flotilla.v1.MoveR\x05moves\"\xe6\x02\n" +
+	"\x05moves\x18\x01 \x03(\v2\x11.flotilla.v1.MoveR\x05moves\x12\x18\n" +
+	"\aplanned\x18\x02 \x01(\x04R\aplanned\"\xe6\x02\n" +
 	"\x04Move\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\x04R\x05shard\x12\x12\n" +
