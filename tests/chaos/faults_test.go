@@ -309,11 +309,12 @@ func isolatedFollower(r *runner) {
 }
 
 // isolated lets a node be alone, and tells how the groups were at its end and
-// after it came back.
+// after it came back: for several election timeouts, and for less than makes the
+// controller take it for down and share its leaderships out.
 func (r *runner) isolated(victim int) (before, after status) {
 	var err error
 	r.during(fault{kind: kindNamed("isolate"), order: r.order(victim)}, func() {
-		r.wait(5 * time.Second)
+		r.wait(2500 * time.Millisecond)
 		before, err = r.cluster.status()
 		r.must(err)
 	})
