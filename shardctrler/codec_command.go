@@ -90,6 +90,7 @@ func EncodeCommand(c Command) []byte {
 	case AddGroups:
 		e.byte(tagAddGroups)
 		e.newGroups(c.Groups)
+		e.uint(uint64(c.Config))
 	case RemoveGroup:
 		e.byte(tagRemoveGroup)
 		e.uint(uint64(c.Group))
@@ -140,7 +141,7 @@ func (d *decoder) command(tag byte) Command {
 	case tagReportMove:
 		return ReportMove{Move: OperationID(d.uint()), State: d.moveState(), Pause: d.int(), Bytes: d.int()}
 	case tagAddGroups:
-		return AddGroups{Groups: d.newGroups()}
+		return AddGroups{Groups: d.newGroups(), Config: shardmap.ConfigNum(d.uint())}
 	case tagRemoveGroup:
 		return RemoveGroup{Group: raft.GroupID(d.uint())}
 	case tagDrainNode:

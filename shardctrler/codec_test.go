@@ -16,7 +16,7 @@ func everyCommand() []Command {
 	members := []shardmap.Member{{Replica: 1, Node: 2, First: true}, {Replica: 3, Node: 4, Learner: true}}
 	return []Command{
 		Init{ClusterID: "c", Shards: 1024, Replicas: 3, Groups: 4, ReplaceAfter: 70_000, First: r},
-		AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 300}, Preferred: 2}, {Nodes: []raft.NodeID{4}}}},
+		AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 300}, Preferred: 2}, {Nodes: []raft.NodeID{4}}}, Config: 300},
 		RemoveGroup{Group: 1 << 40},
 		DrainNode{Node: 7, Back: true},
 		RemoveNode{Node: 300},

@@ -81,7 +81,7 @@
 //
 // Commands, tag in the second byte:
 //
-//	1 Init      cluster t, shards u, replicas u, groups u, registration
+//	1 Init      cluster t, shards u, replicas u, groups u, replace after u, registration
 //	2 Register  cluster t, node u, registration
 //	3 Commit    operation*
 //	4 Finish    operation u, done b, detail t
@@ -90,6 +90,10 @@
 //	7 OrderMove shard u, group u
 //	8 CancelMove  move u
 //	9 ReportMove  move u, state b, pause i, bytes i
+//	10 AddGroups    (node u*, preferred u)*, config u
+//	11 RemoveGroup  group u
+//	12 DrainNode    node u, back b
+//	13 RemoveNode   node u
 //
 //	registration  random id t, name t, zone t, addr t, gossip t, resp t, http t, version t
 //	member        replica u, node u, flags b (1 learner, 2 first)
@@ -100,12 +104,14 @@
 //	  4 TransferLeader    group u, epoch u, node u
 //	  5 ChangeMembership  group u, epoch u, member*, added u
 //	  6 StartMove         shard u, from u, to u, generation u
+//	  7 DestroyGroup      group u
+//	  8 SetPreferred      group u, node u
 //
 // Records: the key is the kind (1 byte) and an id (8 bytes, big-endian). The
 // applied index beside them is the host's.
 //
-//	'm' 0          cluster t, replicas u, groups u, time i, revision u, last node u, group u, operation u, event u
-//	'n' node       id u, registration, state b, since i
+//	'm' 0          cluster t, replicas u, groups u, replace after u, time i, revision u, last node u, group u, operation u, event u
+//	'n' node       id u, registration, state b, drain b, since i
 //	'g' group      id u, member*, epoch u, preferred u, last replica u, initial b, born b, leaving b
 //	's' page       (group u, generation u)*, 256 shards a page
 //	'c' config     num u, created i, reason t, (group u, node u*)*, owner u*, pinned shard u*

@@ -207,7 +207,7 @@ func (p *planner) births() {
 }
 
 // configSizes are the sizes that the config group grows to as nodes allow. It
-// shrinks only for nodes that are drained or gone.
+// shrinks only for nodes that an operator drains or removes.
 var configSizes = [...]int{3, 5}
 
 // nextConfigSize is the next size to grow to from so many voters with so many

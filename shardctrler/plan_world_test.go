@@ -507,6 +507,11 @@ func TestTopologyRefusals(t *testing.T) {
 	r.refuses(t, AddGroups{}, "1 to 256")
 	r.refuses(t, AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2}}}}, "the policy is 3")
 	r.refuses(t, AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 2}}}}, "twice")
+	again := AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 3}}}, Config: 1}
+	r.must(t, again)
+	r.refuses(t, again, "may have been carried out already")
+	r.must(t, RemoveGroup{Group: r.state.LastGroup})
+	r.must(t, Commit{Operations: []Operation{{Body: DestroyGroup{Group: r.state.LastGroup}}}})
 	r.must(t, DrainNode{Node: 1})
 	r.refuses(t, DrainNode{Node: 1}, "already")
 	r.refuses(t, DrainNode{Node: 2}, "add a node first")
@@ -593,4 +598,21 @@ func TestReplicasStayInTheirZones(t *testing.T) {
 		}
 	}
 	t.Error("nothing is planned")
+}
+
+// TestForeseeManyShards: a change of the largest cluster is thought through to
+// its end.
+func TestForeseeManyShards(t *testing.T) {
+	r := newRun()
+	r.must(t, initCommand(shardmap.ShardsMax, 1, 4))
+	for range 4 {
+		r.must(t, Commit{Operations: Plan(r.state, allUp(r.state))})
+		for _, o := range r.state.Operations {
+			r.must(t, Finish{Operation: o.ID, Done: true})
+		}
+	}
+	ahead, err := Foresee(r.state, allUp(r.state), WhatIf{Command: AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1}}}}})
+	if want := shardmap.ShardsMax / 5; err != nil || len(ahead.Waits) > 0 || len(ahead.Shards) != want {
+		t.Errorf("%d shards would move, of %d: %v, %v", len(ahead.Shards), want, ahead.Waits, err)
+	}
 }

@@ -25,14 +25,7 @@ func movePoll(age time.Duration) time.Duration {
 // are.
 func (r *reconciler) sendMoves(in turnInput, running int, out *turnOutput) {
 	for _, m := range in.state.underWay() {
-		a := r.attempt(in.now, m.ID)
-		switch {
-		case a.running:
-		case a.notBefore.After(in.now):
-			out.next = earliest(out.next, a.notBefore)
-		case running < sendsMax:
-			running++
-			a.running = true
+		if a := r.attempt(in.now, m.ID); a.begins(in.now, &running, out) {
 			out.sends = append(out.sends, send{move: m, to: a.choose(in, m.To)})
 		}
 	}

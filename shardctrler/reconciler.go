@@ -312,19 +312,27 @@ func (r *reconciler) send(in turnInput, out *turnOutput) {
 		}
 	}
 	for _, o := range in.state.Operations {
-		a := r.attempt(in.now, o.ID)
-		switch {
-		case a.running:
-		case a.notBefore.After(in.now):
-			out.next = earliest(out.next, a.notBefore)
-		case running < sendsMax:
-			running++
-			a.running = true
+		if a := r.attempt(in.now, o.ID); a.begins(in.now, &running, out) {
 			id, _ := o.group()
 			out.sends = append(out.sends, send{operation: o, to: a.choose(in, id), shards: birthShards(in.state, o)})
 		}
 	}
 	r.sendMoves(in, running, out)
+}
+
+// begins tells whether an attempt is to be made now, and counts it; otherwise it
+// notes when to look again.
+func (a *attempt) begins(now time.Time, running *int, out *turnOutput) bool {
+	switch {
+	case a.running || *running >= sendsMax:
+	case a.notBefore.After(now):
+		out.next = earliest(out.next, a.notBefore)
+	default:
+		*running++
+		a.running = true
+		return true
+	}
+	return false
 }
 
 // attempt is what is remembered of an operation or a move.

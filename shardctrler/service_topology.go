@@ -66,7 +66,7 @@ func (c *Controller) assumed(s *State) Observed {
 func changeFromWire(s *State, seen Observed, r *flotillav1.ChangeClusterRequest) (Command, error) {
 	switch change := r.Change.(type) {
 	case *flotillav1.ChangeClusterRequest_AddGroups:
-		return Join(s, seen, int(change.AddGroups))
+		return Join(s, seen, int(change.AddGroups), shardmap.ConfigNum(r.Config))
 	case *flotillav1.ChangeClusterRequest_RemoveGroup:
 		return RemoveGroup{Group: raft.GroupID(change.RemoveGroup)}, nil
 	case *flotillav1.ChangeClusterRequest_DrainNode:
@@ -80,8 +80,8 @@ func changeFromWire(s *State, seen Observed, r *flotillav1.ChangeClusterRequest)
 }
 
 // Join is the command that adds n groups, on the nodes that have the least to
-// carry of those that are up and heard of.
-func Join(s *State, seen Observed, n int) (Command, error) {
+// carry of those that are up and heard of; it is for a config, 0 for any.
+func Join(s *State, seen Observed, n int, config shardmap.ConfigNum) (Command, error) {
 	sites := (&planner{state: s, observed: seen}).liveSites()
 	want := int(s.Policy.Replicas)
 	if len(sites) < want {
@@ -90,7 +90,7 @@ func Join(s *State, seen Observed, n int) (Command, error) {
 	if n <= 0 || n > groupsAddedMax {
 		return nil, invalid("%d groups: it must be 1 to %d at once", n, groupsAddedMax)
 	}
-	return AddGroups{Groups: placeGroups(sites, n, want)}, nil
+	return AddGroups{Groups: placeGroups(sites, n, want), Config: config}, nil
 }
 
 // changed is what was made of a command.

@@ -11,7 +11,12 @@ import (
 
 // AddGroups makes groups (Join): an operator asks for them. It makes one config,
 // which gives them their share of the shards. Answer: Added.
-type AddGroups struct{ Groups []NewGroup }
+type AddGroups struct {
+	Groups []NewGroup
+	// Config is the number that the order was made for; another by now refuses
+	// it, so that an order whose answer was lost is not carried out twice. 0: any.
+	Config shardmap.ConfigNum
+}
 
 // Added answers AddGroups.
 type Added struct {
@@ -76,6 +81,9 @@ const groupsAddedMax = 256
 func (d *draft) addGroups(c AddGroups) (Added, error) {
 	if len(d.Configs) == 0 {
 		return Added{}, stale("the first groups do not exist yet")
+	}
+	if now := d.config().Num; c.Config != 0 && c.Config != now {
+		return Added{}, stale("the order was made for config %d and it is %d by now: it may have been carried out already, see `flotilla config show` and `flotilla group list`", c.Config, now)
 	}
 	if len(c.Groups) == 0 || len(c.Groups) > groupsAddedMax {
 		return Added{}, invalid("%d groups: it must be 1 to %d at once", len(c.Groups), groupsAddedMax)

@@ -78,16 +78,22 @@ func Foresee(s *State, o Observed, w WhatIf) (Foresight, error) {
 		}
 	}
 	var ahead Foresight
-	for range foreseeRounds {
+	for round := 0; ; round++ {
 		planned := Plan(f.state, f.observe())
-		if len(planned) == 0 && len(f.state.Operations) == 0 && len(f.state.underWay()) == 0 {
+		if len(planned) == 0 && len(f.state.Operations) == 0 && len(f.state.movingShards()) == 0 {
+			break
+		}
+		if round == foreseeRounds {
+			ahead.Waits = append(ahead.Waits, fmt.Sprintf("more than %d rounds of planning: what comes behind is not shown", foreseeRounds))
 			break
 		}
 		ahead.Steps = append(ahead.Steps, planned...)
 		if err := f.apply(Commit{Operations: planned}); err != nil {
 			return Foresight{}, err
 		}
-		f.carryOut()
+		if err := f.carryOut(); err != nil {
+			return Foresight{}, err
+		}
 	}
 	f.compare(s, &ahead)
 	return ahead, nil
@@ -102,12 +108,14 @@ type foresee struct {
 	leaders map[raft.GroupID]raft.NodeID
 }
 
-func (f *foresee) apply(c Command) error {
+func (f *foresee) apply(commands ...Command) error {
 	f.index++
-	next, answers, _ := apply(f.state, f.index, f.state.Time, []Command{c})
+	next, answers, _ := apply(f.state, f.index, f.state.Time, commands)
 	f.state = next
-	if err, refused := answers[0].(error); refused {
-		return err
+	for _, answer := range answers {
+		if err, refused := answer.(error); refused {
+			return err
+		}
 	}
 	return nil
 }
@@ -161,8 +169,10 @@ func (f *foresee) observe() Observed {
 	return o
 }
 
-// carryOut has all groups do at once what is pending.
-func (f *foresee) carryOut() {
+// carryOut has all groups do at once what is pending: moves too, which do not
+// wait for their turn.
+func (f *foresee) carryOut() error {
+	var done []Command
 	for _, o := range slices.Clone(f.state.Operations) {
 		id, _ := o.group()
 		if g, ok := f.state.group(id); ok && f.members[id] == nil {
@@ -173,7 +183,7 @@ func (f *foresee) carryOut() {
 		case ChangeMembership:
 			if leads {
 				f.members[id] = slices.Clone(b.Members)
-				_ = f.apply(Observe{Group: id, Epoch: b.Epoch + 1, Members: b.Members})
+				done = append(done, Observe{Group: id, Epoch: b.Epoch + 1, Members: b.Members})
 				continue
 			}
 		case TransferLeader:
@@ -181,15 +191,22 @@ func (f *foresee) carryOut() {
 				f.leaders[id] = b.To
 			}
 		}
-		_ = f.apply(Finish{Operation: o.ID, Done: leads})
+		done = append(done, Finish{Operation: o.ID, Done: leads})
 	}
-	for _, m := range f.state.underWay() {
+	for _, m := range f.state.Moves {
+		if !m.active() {
+			continue
+		}
 		state := MoveDone
 		if m.Cancel {
 			state = MoveCancelled
 		}
-		_ = f.apply(ReportMove{Move: m.ID, State: state, Bytes: -1})
+		done = append(done, ReportMove{Move: m.ID, State: state, Bytes: -1})
 	}
+	if len(done) == 0 {
+		return nil
+	}
+	return f.apply(done...)
 }
 
 // compare says what has become of a state.

@@ -52,7 +52,11 @@ func newAddGroupCommand(g *globals) *cobra.Command {
 		if n == 0 || n > 256 {
 			return usagef("%d groups: it is 1 to 256 at once", n)
 		}
-		r := &flotillav1.ChangeClusterRequest{Change: &flotillav1.ChangeClusterRequest_AddGroups{AddGroups: uint32(n)}, DryRun: *dry}
+		m, err := getMap(c.Context(), g)
+		if err != nil {
+			return err
+		}
+		r := &flotillav1.ChangeClusterRequest{Change: &flotillav1.ChangeClusterRequest_AddGroups{AddGroups: uint32(n)}, DryRun: *dry, Config: m.ConfigNum}
 		return changeCluster(c, g, r, func(a *flotillav1.ChangeClusterResponse) string {
 			return fmt.Sprintf("groups %s (config %d); see flotilla move list", idsText(a.Groups), a.ConfigNum)
 		})
@@ -159,11 +163,16 @@ another node; it can itself come back only with an empty data dir.`,
 	return remove
 }
 
-// nodeOf finds a node by id or name.
-func nodeOf(ctx context.Context, g *globals, what string) (*flotillav1.Node, error) {
-	m, err := ask(ctx, g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ShardMap, error) {
+// getMap asks for the map as it is now.
+func getMap(ctx context.Context, g *globals) (*flotillav1.ShardMap, error) {
+	return ask(ctx, g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ShardMap, error) {
 		return cluster.GetMap(ctx, &flotillav1.GetMapRequest{Linearizable: true})
 	})
+}
+
+// nodeOf finds a node by id or name.
+func nodeOf(ctx context.Context, g *globals, what string) (*flotillav1.Node, error) {
+	m, err := getMap(ctx, g)
 	if err != nil {
 		return nil, err
 	}

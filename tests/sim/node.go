@@ -740,7 +740,7 @@ func (w *world) order(leader *node) shardctrler.Command {
 		for _, n := range state.Nodes {
 			seen.Nodes = append(seen.Nodes, shardctrler.ObservedNode{ID: n.ID, Alive: leader.Alive(n.ID)})
 		}
-		if command, err := shardctrler.Join(state, seen, 1); err == nil && len(state.Groups) < groupsMost {
+		if command, err := shardctrler.Join(state, seen, 1, 0); err == nil && len(state.Groups) < groupsMost {
 			return command
 		}
 	case draw < 88:

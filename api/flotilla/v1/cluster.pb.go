@@ -2769,6 +2769,7 @@ type ChangeClusterRequest struct {
 	DryRun        bool                          `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                 // change nothing, and tell what would move
 	AddNodes      []string                      `protobuf:"bytes,7,rep,name=add_nodes,json=addNodes,proto3" json:"add_nodes,omitempty"`            // dry run: zones of nodes that join
 	LoseNodes     []uint64                      `protobuf:"varint,8,rep,packed,name=lose_nodes,json=loseNodes,proto3" json:"lose_nodes,omitempty"` // dry run: nodes that die for good
+	Config        uint64                        `protobuf:"varint,9,opt,name=config,proto3" json:"config,omitempty"`                               // add_groups: refuse unless this is the config's number; 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2874,6 +2875,13 @@ func (x *ChangeClusterRequest) GetLoseNodes() []uint64 {
 		return x.LoseNodes
 	}
 	return nil
+}
+
+func (x *ChangeClusterRequest) GetConfig() uint64 {
+	if x != nil {
+		return x.Config
+	}
+	return 0
 }
 
 type isChangeClusterRequest_Change interface {
@@ -3712,7 +3720,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x0e \x01(\x04R\n" +
-	"generation\"\xa4\x02\n" +
+	"generation\"\xbc\x02\n" +
 	"\x14ChangeClusterRequest\x12\x1f\n" +
 	"\n" +
 	"add_groups\x18\x01 \x01(\rH\x00R\taddGroups\x12#\n" +
@@ -3725,7 +3733,8 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x1b\n" +
 	"\tadd_nodes\x18\a \x03(\tR\baddNodes\x12\x1d\n" +
 	"\n" +
-	"lose_nodes\x18\b \x03(\x04R\tloseNodesB\b\n" +
+	"lose_nodes\x18\b \x03(\x04R\tloseNodes\x12\x16\n" +
+	"\x06config\x18\t \x01(\x04R\x06configB\b\n" +
 	"\x06change\"\x84\x01\n" +
 	"\x15ChangeClusterResponse\x12\x1d\n" +
 	"\n" +
