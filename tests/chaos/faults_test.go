@@ -5,6 +5,7 @@ package chaos
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -323,11 +324,35 @@ func (r *runner) isolated(victim int) (before, after status) {
 	return before, after
 }
 
+// handedOver are the groups whose leader was told to hand over lately.
+func (r *runner) handedOver() map[string]bool {
+	out, err := r.cluster.flotilla(10*time.Second, "events", "-o", "json", "--limit", "40", "--server", strings.Join(r.cluster.servers(), ","))
+	var events []struct {
+		Kind    string    `json:"kind"`
+		Subject string    `json:"subject"`
+		Time    time.Time `json:"time"`
+	}
+	if err == nil {
+		err = json.Unmarshal(out, &events)
+	}
+	r.must(err)
+	handed := make(map[string]bool)
+	for _, e := range events {
+		if e.Kind == "transfer-leader" && time.Since(e.Time) < 15*time.Second {
+			handed[e.Subject] = true
+		}
+	}
+	return handed
+}
+
 // keptLeaders requires that the groups that a node did not lead have the same
 // leader as before it came back.
 func (r *runner) keptLeaders(victim int, before, after status) {
-	kept := 0
+	kept, handed := 0, r.handedOver()
 	for i, g := range before.Groups {
+		if handed[fmt.Sprintf("group %d", g.ID)] {
+			continue // the controller had its leader hand over, to the preferred node
+		}
 		if r.cluster.node(before, g.LeaderNode) == victim || g.LeaderNode == 0 {
 			continue // not known to others for the while
 		}
