@@ -315,6 +315,8 @@ func (d *draft) commitOne(o Operation) error {
 		return d.destroyGroup(o, body)
 	case SetPreferred:
 		return d.setPreferred(o, body)
+	case Reassign:
+		return d.reassign(o, body)
 	}
 	return invalid("unknown operation %T", o.Body)
 }

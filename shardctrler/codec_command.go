@@ -35,6 +35,7 @@ const (
 	tagStartMove
 	tagDestroyGroup
 	tagSetPreferred
+	tagReassign
 )
 
 // EncodeCommand is what is proposed for c.
@@ -208,6 +209,9 @@ func (e *encoder) operation(o Operation) {
 		e.byte(tagSetPreferred)
 		e.uint(uint64(b.Group))
 		e.uint(uint64(b.Node))
+	case Reassign:
+		e.byte(tagReassign)
+		e.reassign(b)
 	default:
 		e.byte(0)
 	}
@@ -240,6 +244,8 @@ func (d *decoder) body(tag byte) Body {
 		return DestroyGroup{Group: raft.GroupID(d.uint())}
 	case tagSetPreferred:
 		return SetPreferred{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint())}
+	case tagReassign:
+		return d.reassign()
 	}
 	d.fail("operation %d is not known", tag)
 	return nil

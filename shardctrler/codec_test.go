@@ -30,6 +30,7 @@ func everyCommand() []Command {
 			{ID: 5, Body: StartMove{Shard: 300, From: 2, To: 3, Generation: 9}},
 			{ID: 6, Body: DestroyGroup{Group: 9}},
 			{ID: 7, Body: SetPreferred{Group: 9, Node: 300}},
+			{ID: 8, Body: Reassign{Config: 4, Shards: []Reassigned{{Shard: 3, To: 2}, {Shard: 700, To: 5}}}},
 			{ID: 1 << 60, At: 1 << 40, Body: ChangeMembership{Group: 1 << 50, Epoch: 9, Members: members, Added: 1}},
 		}},
 		Finish{Operation: 9, Done: true, Detail: "d"},

@@ -85,22 +85,10 @@ func (d *Drive) observe(in DriveInput) Observed {
 		o.Nodes = append(o.Nodes, d.heardOf(in, n.ID))
 		o.Nodes[len(o.Nodes)-1].Ready = isReady(in.Reports, n.ID)
 	}
-	groups := make(map[raft.GroupID]ObservedGroup)
-	for _, rep := range in.Reports {
-		for _, g := range rep.GetGroups() {
-			seen := observedGroup(g)
-			if before, ok := groups[seen.ID]; !ok || before.Term < seen.Term {
-				groups[seen.ID] = seen
-			}
-		}
-	}
 	st := in.Config
-	groups[raft.ConfigGroup] = ObservedGroup{ID: raft.ConfigGroup, Leader: st.Leader.Node, Term: st.Term,
+	config := ObservedGroup{ID: raft.ConfigGroup, Leader: st.Leader.Node, Term: st.Term,
 		Epoch: st.Membership.Epoch, Joint: st.changing(), Members: observedMembers(st)}
-	for _, g := range groups {
-		o.Groups = append(o.Groups, g)
-	}
-	slices.SortFunc(o.Groups, func(a, b ObservedGroup) int { return compare(a.ID, b.ID) })
+	o.Groups = put(observedGroups(in.Reports), config, func(a, b ObservedGroup) int { return compare(a.ID, b.ID) })
 	return o
 }
 

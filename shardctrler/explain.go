@@ -54,7 +54,7 @@ func (x *Explanation) events(s *State) {
 }
 
 // ExplainShard says why a shard is at its group.
-func ExplainShard(s *State, shard shardmap.ShardID) (*Explanation, error) {
+func ExplainShard(s *State, o Observed, shard shardmap.ShardID) (*Explanation, error) {
 	if uint64(shard) >= uint64(len(s.Shards)) {
 		return nil, invalid("there is no shard %d: the shards are 0 to %d", shard, len(s.Shards)-1)
 	}
@@ -81,6 +81,8 @@ func ExplainShard(s *State, shard shardmap.ShardID) (*Explanation, error) {
 	} else if at.Group != wished {
 		x.fact("its move has not been planned yet: at most %d are at once", movesMax)
 	}
+	p := &planner{state: s, observed: o}
+	own, home := x.load(s, p, shard)
 	has := make(map[raft.GroupID]int)
 	for _, g := range config.Owners {
 		has[g]++
@@ -108,10 +110,46 @@ func ExplainShard(s *State, shard shardmap.ShardID) (*Explanation, error) {
 			c.pro("it has %d shards, its share would be %d", n, quota[g.ID])
 			c.con("shards are shared out anew only when groups are added or removed")
 		}
+		if seen, known := p.group(g.ID); known && own > 0 && g.ID != at.Group {
+			c.compareLoads(loadAt(s, seen)+own, home, at.Group)
+		}
 		x.Candidates = append(x.Candidates, c)
 	}
 	x.events(s)
 	return x, nil
+}
+
+// load says what the shard's requests cost, and its group's, and gives both; 0:
+// that is not known.
+func (x *Explanation) load(s *State, p *planner, shard shardmap.ShardID) (own, home uint64) {
+	seen, known := p.group(s.Shards[shard].Group)
+	if !known || seen.Measured == 0 {
+		return 0, 0
+	}
+	line := ShardLoad{Shard: shard}
+	for _, l := range seen.Loads {
+		if l.Shard == shard {
+			line = l
+		}
+	}
+	home = loadAt(s, seen)
+	x.fact("its requests lately: %s; the %d shards of group %d together: %d requests a second", loadText(line), len(s.shardsOf(seen.ID)), seen.ID, home)
+	return line.weight(), home
+}
+
+// loadAt is what a group's own shards cost.
+func loadAt(s *State, g ObservedGroup) uint64 {
+	g.Loads = ownLoads(s.Shards, g.ID, g.Loads)
+	return g.weight()
+}
+
+// compareLoads: with the shard, a group would have so much; its own has that.
+func (c *Candidate) compareLoads(with, home uint64, at raft.GroupID) {
+	if with < home {
+		c.pro("with it, it would have %d requests a second, fewer than group %d", with, at)
+	} else {
+		c.con("with it, it would have %d requests a second; group %d has %d", with, at, home)
+	}
 }
 
 // ExplainGroup says why a group's replicas are on their nodes, and who leads it.

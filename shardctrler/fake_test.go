@@ -578,6 +578,8 @@ func (x *fakeImport) report() *flotillav1.MoveReport {
 	return r
 }
 
+func (n *fakeNode) Load(raft.GroupID, raft.Term, bool) *flotillav1.GroupLoad { return nil }
+
 func (n *fakeNode) MoveReports(id raft.GroupID) []*flotillav1.MoveReport {
 	n.cluster.mu.Lock()
 	defer n.cluster.mu.Unlock()

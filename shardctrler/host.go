@@ -109,6 +109,9 @@ type Shards interface {
 	Import(group raft.GroupID, number uint64, order *flotillav1.ImportShard, done func(*flotillav1.MoveReport, error))
 	// MoveReports tells how the moves into a group stand.
 	MoveReports(group raft.GroupID) []*flotillav1.MoveReport
+	// Load is what the requests of a group cost that this node leads in a term;
+	// nil: not known, or nothing. keys: with the keys that are asked for most.
+	Load(group raft.GroupID, term raft.Term, keys bool) *flotillav1.GroupLoad
 	// ShardStatuses lists the shards of a group with estimates of what is in
 	// them.
 	ShardStatuses(group raft.GroupID) []*flotillav1.ShardStatus

@@ -356,14 +356,14 @@ func TestMovesSurviveTheControllersLeader(t *testing.T) {
 func TestExplainShard(t *testing.T) {
 	r := afterBringUp(t)
 	text := func(x *Explanation) string { return strings.Join(x.Facts, "\n") }
-	x, err := ExplainShard(r.state, 7)
+	x, err := ExplainShard(r.state, Observed{}, 7)
 	if err != nil || !strings.Contains(text(x), "since config 1") || len(x.Candidates) != 4 {
 		t.Fatalf("%+v, %v", x, err)
 	}
 	from := r.state.Shards[7].Group
 	to := r.state.Shards[8].Group
 	id := r.must(t, OrderMove{Shard: 7, To: to}).(Ordered).Move
-	x, _ = ExplainShard(r.state, 7)
+	x, _ = ExplainShard(r.state, Observed{}, 7)
 	for _, want := range []string{fmt.Sprintf("group %d serves it", from), fmt.Sprintf("wished at group %d since config 2", to), "pinned", fmt.Sprintf("move %d takes it", id)} {
 		if !strings.Contains(text(x), want) {
 			t.Errorf("it does not say %q:\n%s", want, text(x))
@@ -372,7 +372,7 @@ func TestExplainShard(t *testing.T) {
 	if len(x.Events) != 1 || x.Events[0].Kind != "move" {
 		t.Errorf("events %+v", x.Events)
 	}
-	if _, err := ExplainShard(r.state, 9999); err == nil {
+	if _, err := ExplainShard(r.state, Observed{}, 9999); err == nil {
 		t.Error("a shard that is none is explained")
 	}
 }

@@ -17,7 +17,8 @@ type Operation struct {
 }
 
 // Body is the closed set of operations: CreateGroups, SetNodeState, Birth,
-// TransferLeader, ChangeMembership, StartMove, DestroyGroup and SetPreferred.
+// TransferLeader, ChangeMembership, StartMove, DestroyGroup, SetPreferred and
+// Reassign.
 type Body interface {
 	// kind is the word that events use.
 	kind() string

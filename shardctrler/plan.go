@@ -29,6 +29,9 @@ const (
 type Observed struct {
 	Nodes  []ObservedNode  // ascending by ID
 	Groups []ObservedGroup // ascending by ID; those whose leader has reported
+	// Quiet is for how long no config was made and no shard moved, as far as is
+	// known here: what was measured before says little of what is.
+	Quiet time.Duration
 }
 
 // ObservedNode says whether a node is heard of.
@@ -54,6 +57,10 @@ type ObservedGroup struct {
 	// Hold: the leader is new, or a transfer failed lately; leave it where it is
 	// for now.
 	Hold bool
+	// Loads of its shards, ascending; the leader has Measured for so long. A shard
+	// that is not there has none to speak of.
+	Measured time.Duration
+	Loads    []ShardLoad
 }
 
 // ObservedMember is a member as its leader sees it.
@@ -82,6 +89,7 @@ func Plan(s *State, o Observed) []Operation {
 	p.leaders()
 	p.moves()
 	p.destroy()
+	p.balanceLoad()
 	return p.operations
 }
 

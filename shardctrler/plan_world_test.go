@@ -23,12 +23,13 @@ type planWorld struct {
 	leaders map[raft.GroupID]raft.NodeID
 	members map[raft.GroupID][]shardmap.Member // by the groups' own logs
 	given   map[raft.GroupID]raft.ReplicaID    // the highest ever
+	loads   map[shardmap.ShardID]ShardLoad
 	zones   int
 }
 
 func newPlanWorld(t *rapid.T) *planWorld {
 	w := &planWorld{T: t, run: *newRun(), dead: make(map[raft.NodeID]bool), leaders: make(map[raft.GroupID]raft.NodeID),
-		members: make(map[raft.GroupID][]shardmap.Member), given: make(map[raft.GroupID]raft.ReplicaID), zones: rapid.IntRange(1, 3).Draw(t, "zones")}
+		members: make(map[raft.GroupID][]shardmap.Member), given: make(map[raft.GroupID]raft.ReplicaID), loads: make(map[shardmap.ShardID]ShardLoad), zones: rapid.IntRange(1, 3).Draw(t, "zones")}
 	first := initCommand(32, rapid.Uint64Range(1, 4).Draw(t, "replicas"), rapid.Uint64Range(1, 6).Draw(t, "groups"))
 	first.First.Zone = "z1"
 	w.apply(first)
@@ -63,7 +64,7 @@ func (w *planWorld) leader(g raft.GroupID) raft.NodeID {
 }
 
 func (w *planWorld) observe() Observed {
-	var o Observed
+	o := Observed{Quiet: loadSettle}
 	for _, n := range w.state.Nodes {
 		if w.alive(n.ID) {
 			o.Nodes = append(o.Nodes, ObservedNode{ID: n.ID, Alive: true, Ready: true})
@@ -87,6 +88,7 @@ func (w *planWorld) observe() Observed {
 			}
 			seen.Members = append(seen.Members, ObservedMember{Member: m, Lag: lag})
 		}
+		seen.Measured, seen.Loads = loadSettle, loadsAt(w.state, g.ID, w.loads)
 		o.Groups = append(o.Groups, seen)
 	}
 	return o
@@ -182,7 +184,7 @@ func (w *planWorld) event(n int) {
 		return raft.GroupID(rapid.Uint64Range(1, uint64(w.state.LastGroup)+1).Draw(w.T, "group"))
 	}
 	var c Command
-	switch rapid.IntRange(0, 11).Draw(w.T, "event") {
+	switch rapid.IntRange(0, 12).Draw(w.T, "event") {
 	case 0, 1, 2:
 		reg := registrationOf(fmt.Sprint("n", n))
 		reg.Zone = fmt.Sprint("z", rapid.IntRange(1, w.zones).Draw(w.T, "zone"))
@@ -210,6 +212,8 @@ func (w *planWorld) event(n int) {
 		if len(w.state.Moves) > 0 {
 			c = CancelMove{Move: w.state.Moves[len(w.state.Moves)-1].ID}
 		}
+	case 11:
+		w.loads = drawLoads(w.T, len(w.state.Shards))
 	}
 	if c == nil {
 		return
@@ -359,7 +363,7 @@ func (w *planWorld) checkExplained() {
 		add(ExplainNode(s, o, n.ID))
 	}
 	for i := 0; i < len(s.Shards); i += 7 {
-		x, err := ExplainShard(s, shardmap.ShardID(i))
+		x, err := ExplainShard(s, o, shardmap.ShardID(i))
 		add(x, err)
 		chosen := slices.IndexFunc(x.Candidates, func(c Candidate) bool { return c.Chosen })
 		if len(s.Configs) > 0 && (chosen < 0 || raft.GroupID(x.Candidates[chosen].ID) != s.Shards[i].Group) {

@@ -102,11 +102,7 @@ func (r *reign) input(now time.Time, state *State, st GroupStatus) DriveInput {
 	in := DriveInput{Now: now, State: state, Self: r.c.self(), Config: st, Alive: r.c.options.Alive, Hints: r.c.takeHints(state)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, rep := range r.reports {
-		if rep.report != nil {
-			in.Reports = append(in.Reports, rep.report)
-		}
-	}
+	in.Reports = answered(r.reports)
 	in.Results, r.results = r.results, nil
 	return in
 }
@@ -243,7 +239,7 @@ func (r *reign) askReports(ctx context.Context, now time.Time) {
 		defer r.work.Done()
 		ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 		defer cancel()
-		reports := r.c.collect(ctx, m, false)
+		reports := r.c.collect(ctx, m, new(flotillav1.GetNodeReportRequest))
 		r.mu.Lock()
 		r.reports, r.answered = reports, true
 		r.mu.Unlock()

@@ -44,6 +44,8 @@ type reconciler struct {
 	holds    map[raft.GroupID]time.Time // no transfer before
 	leaders  map[raft.GroupID]leadership
 	learners map[raft.ReplicaKey]learning
+	config   shardmap.ConfigNum // that was the latest at the last turn
+	stirred  time.Time          // when shards were last on their way, or to be
 }
 
 // learning is how near a learner has come, and when.
@@ -263,7 +265,16 @@ func (r *reconciler) withHolds(in turnInput) Observed {
 		g.Hold = g.Hold || held || !r.settled(in.now, *g)
 	}
 	r.watchLearners(in.now, &o)
+	o.Quiet = r.quiet(in)
 	return o
+}
+
+// quiet is for how long shards have stayed where they are.
+func (r *reconciler) quiet(in turnInput) time.Duration {
+	if now := in.state.config().Num; now != r.config || r.stirred.IsZero() || len(in.state.movingShards()) > 0 {
+		r.config, r.stirred = now, in.now
+	}
+	return in.now.Sub(r.stirred)
 }
 
 // learnerPatience: a learner that came no nearer for so long is given up.

@@ -73,7 +73,7 @@ func (c *Controller) ListMoves(ctx context.Context, r *flotillav1.ListMovesReque
 		var reports []report
 		if m := s.Map(); !r.Brief && len(s.movingShards()) > 0 {
 			collecting, cancel := context.WithTimeout(ctx, statusTimeout)
-			reports = c.collect(collecting, m, false)
+			reports = c.collect(collecting, m, new(flotillav1.GetNodeReportRequest))
 			cancel()
 		}
 		return &flotillav1.ListMovesResponse{Moves: movesToWire(s, reports, r.Active), Planned: uint64(s.toBeMoved())}, nil

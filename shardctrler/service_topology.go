@@ -3,8 +3,6 @@ package shardctrler
 import (
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -174,7 +172,7 @@ func (c *Controller) Explain(ctx context.Context, r *flotillav1.ExplainRequest) 
 func (c *Controller) explain(ctx context.Context, s *State, r *flotillav1.ExplainRequest) (*Explanation, error) {
 	switch what := r.What.(type) {
 	case *flotillav1.ExplainRequest_Shard:
-		return ExplainShard(s, shardmap.ShardID(what.Shard))
+		return ExplainShard(s, c.asked(ctx, s), shardmap.ShardID(what.Shard))
 	case *flotillav1.ExplainRequest_Group:
 		return ExplainGroup(s, c.asked(ctx, s), raft.GroupID(what.Group))
 	case *flotillav1.ExplainRequest_Node:
@@ -188,16 +186,7 @@ func (c *Controller) asked(ctx context.Context, s *State) Observed {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	o := c.assumed(s)
-	groups := make(map[raft.GroupID]ObservedGroup)
-	for _, rep := range c.collect(ctx, s.Map(), false) {
-		for _, g := range rep.report.GetGroups() {
-			seen := observedGroup(g)
-			if before, ok := groups[seen.ID]; !ok || before.Term < seen.Term {
-				groups[seen.ID] = seen
-			}
-		}
-	}
-	o.Groups = slices.SortedFunc(maps.Values(groups), func(a, b ObservedGroup) int { return compare(a.ID, b.ID) })
+	o.Groups = observedGroups(answered(c.collect(ctx, s.Map(), new(flotillav1.GetNodeReportRequest))))
 	return o
 }
 

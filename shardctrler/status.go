@@ -20,7 +20,7 @@ func (c *Controller) GetNodeReport(_ context.Context, r *flotillav1.GetNodeRepor
 	if host == nil {
 		return nil, toStatus(ErrNotInitialised)
 	}
-	report := Report(id.Node, host, c.options.Shards, r.Shards)
+	report := Report(id.Node, host, c.options.Shards, r)
 	report.Ready, report.WaitingFor = c.options.Ready()
 	if c.stopping.Load() {
 		report.Ready, report.WaitingFor = false, []string{"the node is stopping"}
@@ -28,9 +28,9 @@ func (c *Controller) GetNodeReport(_ context.Context, r *flotillav1.GetNodeRepor
 	return report, nil
 }
 
-// Report is what a node knows of the groups that it leads, with their shards
-// if they are asked for. Whether the node is ready is left to be filled in.
-func Report(node raft.NodeID, groups Groups, shards Shards, withShards bool) *flotillav1.NodeReport {
+// Report is what a node knows of the groups that it leads, with what else is
+// asked for. Whether the node is ready is left to be filled in.
+func Report(node raft.NodeID, groups Groups, shards Shards, r *flotillav1.GetNodeReportRequest) *flotillav1.NodeReport {
 	report := &flotillav1.NodeReport{NodeId: uint64(node)}
 	for _, st := range groups.Statuses() {
 		report.Replicas++
@@ -40,7 +40,10 @@ func Report(node raft.NodeID, groups Groups, shards Shards, withShards bool) *fl
 		report.Led = append(report.Led, uint64(st.Group))
 		report.Groups = append(report.Groups, groupReport(st, st.Group == raft.ConfigGroup || shards.Born(st.Group)))
 		report.Moves = append(report.Moves, shards.MoveReports(st.Group)...)
-		if withShards && st.Group != raft.ConfigGroup {
+		if load := shards.Load(st.Group, st.Term, r.HotKeys); load != nil {
+			report.Loads = append(report.Loads, load)
+		}
+		if r.Shards && st.Group != raft.ConfigGroup {
 			report.Shards = append(report.Shards, shards.ShardStatuses(st.Group)...)
 		}
 	}
@@ -74,9 +77,20 @@ type report struct {
 	report *flotillav1.NodeReport
 }
 
+// answered are the reports that came.
+func answered(all []report) []*flotillav1.NodeReport {
+	var came []*flotillav1.NodeReport
+	for _, r := range all {
+		if r.report != nil {
+			came = append(came, r.report)
+		}
+	}
+	return came
+}
+
 // collect asks all nodes of the map for their reports, all at once, and
 // returns what has come when ctx ends.
-func (c *Controller) collect(ctx context.Context, m *shardmap.Map, shards bool) []report {
+func (c *Controller) collect(ctx context.Context, m *shardmap.Map, r *flotillav1.GetNodeReportRequest) []report {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	reports := make([]report, len(m.Nodes))
@@ -86,7 +100,7 @@ func (c *Controller) collect(ctx context.Context, m *shardmap.Map, shards bool) 
 		asked.Add(1)
 		go func() {
 			defer asked.Done()
-			reports[i].report = c.askReport(ctx, n.ID, &flotillav1.GetNodeReportRequest{Shards: shards})
+			reports[i].report = c.askReport(ctx, n.ID, r)
 		}()
 	}
 	asked.Wait() // every call ends with ctx
@@ -118,7 +132,7 @@ func (c *Controller) GetStatus(ctx context.Context, r *flotillav1.GetStatusReque
 		return nil, toStatus(err)
 	}
 	collecting, cancel := context.WithTimeout(ctx, statusTimeout)
-	reports := c.collect(collecting, m, r.Shards)
+	reports := c.collect(collecting, m, &flotillav1.GetNodeReportRequest{Shards: r.Shards, HotKeys: r.Loads})
 	cancel()
 	s := &flotillav1.ClusterStatus{ClusterId: m.ClusterID, ConfigNum: uint64(m.Config), ShardsTotal: uint64(len(m.Shards))}
 	for i, n := range m.Nodes {
@@ -131,6 +145,9 @@ func (c *Controller) GetStatus(ctx context.Context, r *flotillav1.GetStatusReque
 	}
 	if r.Shards {
 		s.Shards = shardStatuses(m, reports)
+	}
+	if r.Loads {
+		s.Loads = groupLoads(m, reports)
 	}
 	s.Moves = c.movesUnderWay(ctx, reports)
 	return s, nil
@@ -183,6 +200,22 @@ func groupStatuses(m *shardmap.Map, reports []report) []*flotillav1.GroupStatus 
 		statuses = append(statuses, s)
 	}
 	return statuses
+}
+
+// groupLoads are what the leaders of the highest terms counted, of the shards
+// that are theirs.
+func groupLoads(m *shardmap.Map, reports []report) []*flotillav1.GroupLoad {
+	var loads []*flotillav1.GroupLoad
+	for _, l := range latestLoads(reports) {
+		own := &flotillav1.GroupLoad{Group: l.Group, MeasuredMs: l.MeasuredMs}
+		for _, s := range l.Shards {
+			if s.Shard < uint64(len(m.Shards)) && uint64(m.Shards[s.Shard].Group) == l.Group {
+				own.Shards = append(own.Shards, s)
+			}
+		}
+		loads = append(loads, own)
+	}
+	return loads
 }
 
 // missing says what is not as it should be.

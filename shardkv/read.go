@@ -100,7 +100,9 @@ func (s *Server) answerRead(view *statestore.View, state groupRecord, r *readyRe
 		s.answer(r.call, s.readFailed(r, err))
 	case soonest != 0 && r.exact && s.timeFirst(r, soonest):
 	default:
-		s.answer(r.call, a.toWire(r.call.id))
+		w := a.toWire(r.call.id)
+		r.group.meter.answered(r.shard, largePart(w))
+		s.answer(r.call, w)
 	}
 }
 

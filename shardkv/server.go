@@ -95,6 +95,7 @@ type group struct {
 	replica *statestore.Replica
 	timing  atomic.Bool // an entry for the sake of time is under way
 	counts  counts
+	meter   meter
 	parking parking
 }
 
@@ -274,6 +275,7 @@ func (s *Server) submit(q *flotillav1.Request, done func(*flotillav1.Response), 
 		return
 	}
 	c.group, c.changes = g.id, r.ask != nil || r.write != nil
+	g.meter.count(&r, shards)
 	s.wheel.add(c, serverTimeout(q.GetTimeoutMs()))
 	if len(g.machine.movesNow().imports) == 0 && !g.parking.slows.Load() || !s.park(g, c, r.shard, r.bytes, func() func() { return s.parked(*host, g, c, q, shards) }) {
 		s.carryOut(*host, g, c, r, q)

@@ -70,8 +70,12 @@ func checkInit(r *flotillav1.InitRequest) error {
 
 // getStatus asks for the cluster's status.
 func getStatus(ctx context.Context, g *globals, shards bool) (*flotillav1.ClusterStatus, error) {
+	return getStatusWith(ctx, g, &flotillav1.GetStatusRequest{Shards: shards})
+}
+
+func getStatusWith(ctx context.Context, g *globals, r *flotillav1.GetStatusRequest) (*flotillav1.ClusterStatus, error) {
 	return ask(ctx, g, func(ctx context.Context, cluster flotillav1.ClusterClient) (*flotillav1.ClusterStatus, error) {
-		return cluster.GetStatus(ctx, &flotillav1.GetStatusRequest{Shards: shards})
+		return cluster.GetStatus(ctx, r)
 	})
 }
 
@@ -192,6 +196,7 @@ func newShardCommand(g *globals) *cobra.Command {
 	list := newListCommand(g, "List the shards, who serves them and roughly what is in them", true,
 		func(s *flotillav1.ClusterStatus) any { return each(s.Shards, toShardJSON) },
 		printShards)
+	addHotFlag(g, list)
 	locate := &cobra.Command{
 		Use:   "locate KEY",
 		Short: "Show the shard, group and leader of a key",

@@ -385,7 +385,7 @@ func (n *node) askReports(r *reign) {
 			if o.host == nil {
 				return
 			}
-			report := shardctrler.Report(o.id, shardctrler.OverMultiraft(o.host), o.kv, false)
+			report := shardctrler.Report(o.id, shardctrler.OverMultiraft(o.host), o.kv, new(flotillav1.GetNodeReportRequest))
 			report.Ready = true
 			o.send(n, func() { r.reports = newestReports(r.reports, report) })
 		})

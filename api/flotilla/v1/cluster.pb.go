@@ -788,6 +788,7 @@ func (x *Node) GetHttpAddr() string {
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Shards        bool                   `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"` // include each shard
+	Loads         bool                   `protobuf:"varint,2,opt,name=loads,proto3" json:"loads,omitempty"`   // include what the shards' requests cost
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -829,6 +830,13 @@ func (x *GetStatusRequest) GetShards() bool {
 	return false
 }
 
+func (x *GetStatusRequest) GetLoads() bool {
+	if x != nil {
+		return x.Loads
+	}
+	return false
+}
+
 type ClusterStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -839,6 +847,7 @@ type ClusterStatus struct {
 	WaitingFor    []string               `protobuf:"bytes,6,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"` // what is missing before all is well
 	Shards        []*ShardStatus         `protobuf:"bytes,7,rep,name=shards,proto3" json:"shards,omitempty"`                           // only when asked through shard list
 	Moves         []*Move                `protobuf:"bytes,8,rep,name=moves,proto3" json:"moves,omitempty"`                             // under way; those that are known at once
+	Loads         []*GroupLoad           `protobuf:"bytes,9,rep,name=loads,proto3" json:"loads,omitempty"`                             // ascending by group; only when asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -925,6 +934,13 @@ func (x *ClusterStatus) GetShards() []*ShardStatus {
 func (x *ClusterStatus) GetMoves() []*Move {
 	if x != nil {
 		return x.Moves
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetLoads() []*GroupLoad {
+	if x != nil {
+		return x.Loads
 	}
 	return nil
 }
@@ -1243,7 +1259,8 @@ func (x *ShardStatus) GetBytes() int64 {
 
 type GetNodeReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Shards        bool                   `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"` // include the shards of the groups led here
+	Shards        bool                   `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"`                  // include the shards of the groups led here
+	HotKeys       bool                   `protobuf:"varint,2,opt,name=hot_keys,json=hotKeys,proto3" json:"hot_keys,omitempty"` // include the keys that are asked for most
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1285,6 +1302,13 @@ func (x *GetNodeReportRequest) GetShards() bool {
 	return false
 }
 
+func (x *GetNodeReportRequest) GetHotKeys() bool {
+	if x != nil {
+		return x.HotKeys
+	}
+	return false
+}
+
 type NodeReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1295,6 +1319,7 @@ type NodeReport struct {
 	Ready         bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	WaitingFor    []string               `protobuf:"bytes,7,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
 	Moves         []*MoveReport          `protobuf:"bytes,8,rep,name=moves,proto3" json:"moves,omitempty"` // into groups led by this node
+	Loads         []*GroupLoad           `protobuf:"bytes,9,rep,name=loads,proto3" json:"loads,omitempty"` // of the groups led by this node that have any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1385,6 +1410,204 @@ func (x *NodeReport) GetMoves() []*MoveReport {
 	return nil
 }
 
+func (x *NodeReport) GetLoads() []*GroupLoad {
+	if x != nil {
+		return x.Loads
+	}
+	return nil
+}
+
+// GroupLoad is what the requests cost that a group's leader carried out lately.
+type GroupLoad struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	MeasuredMs    int64                  `protobuf:"varint,2,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"` // for how long it has been counting
+	Shards        []*ShardLoad           `protobuf:"bytes,3,rep,name=shards,proto3" json:"shards,omitempty"`                            // ascending; those with a request a second or more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupLoad) Reset() {
+	*x = GroupLoad{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupLoad) ProtoMessage() {}
+
+func (x *GroupLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupLoad.ProtoReflect.Descriptor instead.
+func (*GroupLoad) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GroupLoad) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *GroupLoad) GetMeasuredMs() int64 {
+	if x != nil {
+		return x.MeasuredMs
+	}
+	return 0
+}
+
+func (x *GroupLoad) GetShards() []*ShardLoad {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+// ShardLoad is a shard's part of it, smoothed over some seconds.
+type ShardLoad struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint64                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	ReadsPerS     uint64                 `protobuf:"varint,2,opt,name=reads_per_s,json=readsPerS,proto3" json:"reads_per_s,omitempty"`
+	WritesPerS    uint64                 `protobuf:"varint,3,opt,name=writes_per_s,json=writesPerS,proto3" json:"writes_per_s,omitempty"`
+	BytesPerS     uint64                 `protobuf:"varint,4,opt,name=bytes_per_s,json=bytesPerS,proto3" json:"bytes_per_s,omitempty"` // of keys and values, in and out
+	HotKeys       []*HotKey              `protobuf:"bytes,5,rep,name=hot_keys,json=hotKeys,proto3" json:"hot_keys,omitempty"`          // the hottest first; only when asked for
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardLoad) Reset() {
+	*x = ShardLoad{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardLoad) ProtoMessage() {}
+
+func (x *ShardLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardLoad.ProtoReflect.Descriptor instead.
+func (*ShardLoad) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ShardLoad) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *ShardLoad) GetReadsPerS() uint64 {
+	if x != nil {
+		return x.ReadsPerS
+	}
+	return 0
+}
+
+func (x *ShardLoad) GetWritesPerS() uint64 {
+	if x != nil {
+		return x.WritesPerS
+	}
+	return 0
+}
+
+func (x *ShardLoad) GetBytesPerS() uint64 {
+	if x != nil {
+		return x.BytesPerS
+	}
+	return 0
+}
+
+func (x *ShardLoad) GetHotKeys() []*HotKey {
+	if x != nil {
+		return x.HotKeys
+	}
+	return nil
+}
+
+// HotKey is a key that a large part of a shard's requests is for.
+type HotKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`       // its first 128 bytes
+	Share         float64                `protobuf:"fixed64,2,opt,name=share,proto3" json:"share,omitempty"` // about how much of the shard's requests, 0 to 1
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotKey) Reset() {
+	*x = HotKey{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotKey) ProtoMessage() {}
+
+func (x *HotKey) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotKey.ProtoReflect.Descriptor instead.
+func (*HotKey) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *HotKey) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *HotKey) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
 type GetConfigRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Num           uint64                 `protobuf:"varint,1,opt,name=num,proto3" json:"num,omitempty"`
@@ -1394,7 +1617,7 @@ type GetConfigRequest struct {
 
 func (x *GetConfigRequest) Reset() {
 	*x = GetConfigRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[19]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1629,7 @@ func (x *GetConfigRequest) String() string {
 func (*GetConfigRequest) ProtoMessage() {}
 
 func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[19]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1642,7 @@ func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetConfigRequest) GetNum() uint64 {
@@ -1442,7 +1665,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[20]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1677,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[20]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1690,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Config) GetNum() uint64 {
@@ -1515,7 +1738,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[21]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1750,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[21]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1763,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListEventsRequest) GetAfter() uint64 {
@@ -1566,7 +1789,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[22]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1801,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[22]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1814,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1614,7 +1837,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[23]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1849,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[23]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1862,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Event) GetId() uint64 {
@@ -1698,7 +1921,7 @@ type ExecuteRequest struct {
 
 func (x *ExecuteRequest) Reset() {
 	*x = ExecuteRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[24]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1933,7 @@ func (x *ExecuteRequest) String() string {
 func (*ExecuteRequest) ProtoMessage() {}
 
 func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[24]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1946,7 @@ func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExecuteRequest) GetClusterId() string {
@@ -1839,7 +2062,7 @@ type ImportShard struct {
 
 func (x *ImportShard) Reset() {
 	*x = ImportShard{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2074,7 @@ func (x *ImportShard) String() string {
 func (*ImportShard) ProtoMessage() {}
 
 func (x *ImportShard) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[25]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2087,7 @@ func (x *ImportShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportShard.ProtoReflect.Descriptor instead.
 func (*ImportShard) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ImportShard) GetShard() uint64 {
@@ -1913,7 +2136,7 @@ type MoveReport struct {
 
 func (x *MoveReport) Reset() {
 	*x = MoveReport{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2148,7 @@ func (x *MoveReport) String() string {
 func (*MoveReport) ProtoMessage() {}
 
 func (x *MoveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[26]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2161,7 @@ func (x *MoveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReport.ProtoReflect.Descriptor instead.
 func (*MoveReport) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MoveReport) GetId() uint64 {
@@ -2013,7 +2236,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2248,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[27]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2261,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TransferLeader) GetToNode() uint64 {
@@ -2057,7 +2280,7 @@ type ChangeMembership struct {
 
 func (x *ChangeMembership) Reset() {
 	*x = ChangeMembership{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2292,7 @@ func (x *ChangeMembership) String() string {
 func (*ChangeMembership) ProtoMessage() {}
 
 func (x *ChangeMembership) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2305,7 @@ func (x *ChangeMembership) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMembership.ProtoReflect.Descriptor instead.
 func (*ChangeMembership) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ChangeMembership) GetMembers() []*GroupMember {
@@ -2104,7 +2327,7 @@ type Birth struct {
 
 func (x *Birth) Reset() {
 	*x = Birth{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2339,7 @@ func (x *Birth) String() string {
 func (*Birth) ProtoMessage() {}
 
 func (x *Birth) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2352,7 @@ func (x *Birth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Birth.ProtoReflect.Descriptor instead.
 func (*Birth) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Birth) GetShards() []uint64 {
@@ -2158,7 +2381,7 @@ type ExecuteResponse struct {
 
 func (x *ExecuteResponse) Reset() {
 	*x = ExecuteResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2393,7 @@ func (x *ExecuteResponse) String() string {
 func (*ExecuteResponse) ProtoMessage() {}
 
 func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2406,7 @@ func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteResponse.ProtoReflect.Descriptor instead.
 func (*ExecuteResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExecuteResponse) GetAccepted() bool {
@@ -2224,7 +2447,7 @@ type ReplicaStateRequest struct {
 
 func (x *ReplicaStateRequest) Reset() {
 	*x = ReplicaStateRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2459,7 @@ func (x *ReplicaStateRequest) String() string {
 func (*ReplicaStateRequest) ProtoMessage() {}
 
 func (x *ReplicaStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2472,7 @@ func (x *ReplicaStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStateRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaStateRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReplicaStateRequest) GetGroup() uint64 {
@@ -2276,7 +2499,7 @@ type ReplicaStateResponse struct {
 
 func (x *ReplicaStateResponse) Reset() {
 	*x = ReplicaStateResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2511,7 @@ func (x *ReplicaStateResponse) String() string {
 func (*ReplicaStateResponse) ProtoMessage() {}
 
 func (x *ReplicaStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2524,7 @@ func (x *ReplicaStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStateResponse.ProtoReflect.Descriptor instead.
 func (*ReplicaStateResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{32}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReplicaStateResponse) GetRemoved() bool {
@@ -2328,7 +2551,7 @@ type MoveShardRequest struct {
 
 func (x *MoveShardRequest) Reset() {
 	*x = MoveShardRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2563,7 @@ func (x *MoveShardRequest) String() string {
 func (*MoveShardRequest) ProtoMessage() {}
 
 func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2576,7 @@ func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveShardRequest.ProtoReflect.Descriptor instead.
 func (*MoveShardRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{33}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MoveShardRequest) GetShard() uint64 {
@@ -2380,7 +2603,7 @@ type MoveShardResponse struct {
 
 func (x *MoveShardResponse) Reset() {
 	*x = MoveShardResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2615,7 @@ func (x *MoveShardResponse) String() string {
 func (*MoveShardResponse) ProtoMessage() {}
 
 func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2628,7 @@ func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveShardResponse.ProtoReflect.Descriptor instead.
 func (*MoveShardResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{34}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MoveShardResponse) GetMoveId() uint64 {
@@ -2431,7 +2654,7 @@ type CancelMoveRequest struct {
 
 func (x *CancelMoveRequest) Reset() {
 	*x = CancelMoveRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2666,7 @@ func (x *CancelMoveRequest) String() string {
 func (*CancelMoveRequest) ProtoMessage() {}
 
 func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2679,7 @@ func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
 func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{35}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CancelMoveRequest) GetMoveId() uint64 {
@@ -2474,7 +2697,7 @@ type CancelMoveResponse struct {
 
 func (x *CancelMoveResponse) Reset() {
 	*x = CancelMoveResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2709,7 @@ func (x *CancelMoveResponse) String() string {
 func (*CancelMoveResponse) ProtoMessage() {}
 
 func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2722,7 @@ func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
 func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{36}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{39}
 }
 
 type ListMovesRequest struct {
@@ -2512,7 +2735,7 @@ type ListMovesRequest struct {
 
 func (x *ListMovesRequest) Reset() {
 	*x = ListMovesRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2747,7 @@ func (x *ListMovesRequest) String() string {
 func (*ListMovesRequest) ProtoMessage() {}
 
 func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2760,7 @@ func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesRequest.ProtoReflect.Descriptor instead.
 func (*ListMovesRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{37}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListMovesRequest) GetActive() bool {
@@ -2564,7 +2787,7 @@ type ListMovesResponse struct {
 
 func (x *ListMovesResponse) Reset() {
 	*x = ListMovesResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2799,7 @@ func (x *ListMovesResponse) String() string {
 func (*ListMovesResponse) ProtoMessage() {}
 
 func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2812,7 @@ func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesResponse.ProtoReflect.Descriptor instead.
 func (*ListMovesResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{38}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListMovesResponse) GetMoves() []*Move {
@@ -2629,7 +2852,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2864,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2877,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{39}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Move) GetId() uint64 {
@@ -2776,7 +2999,7 @@ type ChangeClusterRequest struct {
 
 func (x *ChangeClusterRequest) Reset() {
 	*x = ChangeClusterRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3011,7 @@ func (x *ChangeClusterRequest) String() string {
 func (*ChangeClusterRequest) ProtoMessage() {}
 
 func (x *ChangeClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3024,7 @@ func (x *ChangeClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeClusterRequest.ProtoReflect.Descriptor instead.
 func (*ChangeClusterRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{40}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ChangeClusterRequest) GetChange() isChangeClusterRequest_Change {
@@ -2929,7 +3152,7 @@ type ChangeClusterResponse struct {
 
 func (x *ChangeClusterResponse) Reset() {
 	*x = ChangeClusterResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3164,7 @@ func (x *ChangeClusterResponse) String() string {
 func (*ChangeClusterResponse) ProtoMessage() {}
 
 func (x *ChangeClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3177,7 @@ func (x *ChangeClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeClusterResponse.ProtoReflect.Descriptor instead.
 func (*ChangeClusterResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{41}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ChangeClusterResponse) GetConfigNum() uint64 {
@@ -2992,7 +3215,7 @@ type Foresight struct {
 
 func (x *Foresight) Reset() {
 	*x = Foresight{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3227,7 @@ func (x *Foresight) String() string {
 func (*Foresight) ProtoMessage() {}
 
 func (x *Foresight) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +3240,7 @@ func (x *Foresight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Foresight.ProtoReflect.Descriptor instead.
 func (*Foresight) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{42}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Foresight) GetShards() []*ShardChange {
@@ -3066,7 +3289,7 @@ type ShardChange struct {
 
 func (x *ShardChange) Reset() {
 	*x = ShardChange{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3301,7 @@ func (x *ShardChange) String() string {
 func (*ShardChange) ProtoMessage() {}
 
 func (x *ShardChange) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3314,7 @@ func (x *ShardChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardChange.ProtoReflect.Descriptor instead.
 func (*ShardChange) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{43}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ShardChange) GetShard() uint64 {
@@ -3126,7 +3349,7 @@ type ReplicaChange struct {
 
 func (x *ReplicaChange) Reset() {
 	*x = ReplicaChange{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3138,7 +3361,7 @@ func (x *ReplicaChange) String() string {
 func (*ReplicaChange) ProtoMessage() {}
 
 func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3151,7 +3374,7 @@ func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaChange.ProtoReflect.Descriptor instead.
 func (*ReplicaChange) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{44}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ReplicaChange) GetGroup() uint64 {
@@ -3186,7 +3409,7 @@ type LeaderChange struct {
 
 func (x *LeaderChange) Reset() {
 	*x = LeaderChange{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3421,7 @@ func (x *LeaderChange) String() string {
 func (*LeaderChange) ProtoMessage() {}
 
 func (x *LeaderChange) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3434,7 @@ func (x *LeaderChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaderChange.ProtoReflect.Descriptor instead.
 func (*LeaderChange) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{45}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LeaderChange) GetGroup() uint64 {
@@ -3249,7 +3472,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3261,7 +3484,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3274,7 +3497,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{46}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExplainRequest) GetWhat() isExplainRequest_What {
@@ -3345,7 +3568,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3357,7 +3580,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3370,7 +3593,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{47}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Explanation) GetSubject() string {
@@ -3416,7 +3639,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3651,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3664,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{48}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Candidate) GetId() uint64 {
@@ -3552,9 +3775,10 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\vgossip_addr\x18\x06 \x01(\tR\n" +
 	"gossipAddr\x12\x1b\n" +
 	"\tresp_addr\x18\a \x01(\tR\brespAddr\x12\x1b\n" +
-	"\thttp_addr\x18\b \x01(\tR\bhttpAddr\"*\n" +
+	"\thttp_addr\x18\b \x01(\tR\bhttpAddr\"@\n" +
 	"\x10GetStatusRequest\x12\x16\n" +
-	"\x06shards\x18\x01 \x01(\bR\x06shards\"\xcd\x02\n" +
+	"\x06shards\x18\x01 \x01(\bR\x06shards\x12\x14\n" +
+	"\x05loads\x18\x02 \x01(\bR\x05loads\"\xfb\x02\n" +
 	"\rClusterStatus\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1d\n" +
@@ -3566,7 +3790,8 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\vwaiting_for\x18\x06 \x03(\tR\n" +
 	"waitingFor\x120\n" +
 	"\x06shards\x18\a \x03(\v2\x18.flotilla.v1.ShardStatusR\x06shards\x12'\n" +
-	"\x05moves\x18\b \x03(\v2\x11.flotilla.v1.MoveR\x05moves\"i\n" +
+	"\x05moves\x18\b \x03(\v2\x11.flotilla.v1.MoveR\x05moves\x12,\n" +
+	"\x05loads\x18\t \x03(\v2\x16.flotilla.v1.GroupLoadR\x05loads\"i\n" +
 	"\n" +
 	"NodeStatus\x12%\n" +
 	"\x04node\x18\x01 \x01(\v2\x11.flotilla.v1.NodeR\x04node\x12\x18\n" +
@@ -3596,9 +3821,10 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
 	"\x04keys\x18\x05 \x01(\x03R\x04keys\x12\x14\n" +
-	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\".\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\"I\n" +
 	"\x14GetNodeReportRequest\x12\x16\n" +
-	"\x06shards\x18\x01 \x01(\bR\x06shards\"\x9d\x02\n" +
+	"\x06shards\x18\x01 \x01(\bR\x06shards\x12\x19\n" +
+	"\bhot_keys\x18\x02 \x01(\bR\ahotKeys\"\xcb\x02\n" +
 	"\n" +
 	"NodeReport\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x120\n" +
@@ -3609,7 +3835,23 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x1f\n" +
 	"\vwaiting_for\x18\a \x03(\tR\n" +
 	"waitingFor\x12-\n" +
-	"\x05moves\x18\b \x03(\v2\x17.flotilla.v1.MoveReportR\x05moves\"$\n" +
+	"\x05moves\x18\b \x03(\v2\x17.flotilla.v1.MoveReportR\x05moves\x12,\n" +
+	"\x05loads\x18\t \x03(\v2\x16.flotilla.v1.GroupLoadR\x05loads\"r\n" +
+	"\tGroupLoad\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x1f\n" +
+	"\vmeasured_ms\x18\x02 \x01(\x03R\n" +
+	"measuredMs\x12.\n" +
+	"\x06shards\x18\x03 \x03(\v2\x16.flotilla.v1.ShardLoadR\x06shards\"\xb3\x01\n" +
+	"\tShardLoad\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x1e\n" +
+	"\vreads_per_s\x18\x02 \x01(\x04R\treadsPerS\x12 \n" +
+	"\fwrites_per_s\x18\x03 \x01(\x04R\n" +
+	"writesPerS\x12\x1e\n" +
+	"\vbytes_per_s\x18\x04 \x01(\x04R\tbytesPerS\x12.\n" +
+	"\bhot_keys\x18\x05 \x03(\v2\x13.flotilla.v1.HotKeyR\ahotKeys\"0\n" +
+	"\x06HotKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\x01R\x05share\"$\n" +
 	"\x10GetConfigRequest\x12\x10\n" +
 	"\x03num\x18\x01 \x01(\x04R\x03num\"\x90\x01\n" +
 	"\x06Config\x12\x10\n" +
@@ -3809,7 +4051,7 @@ func file_flotilla_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_flotilla_v1_cluster_proto_rawDescData
 }
 
-var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*InitRequest)(nil),           // 0: flotilla.v1.InitRequest
 	(*InitResponse)(nil),          // 1: flotilla.v1.InitResponse
@@ -3830,36 +4072,39 @@ var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*ShardStatus)(nil),           // 16: flotilla.v1.ShardStatus
 	(*GetNodeReportRequest)(nil),  // 17: flotilla.v1.GetNodeReportRequest
 	(*NodeReport)(nil),            // 18: flotilla.v1.NodeReport
-	(*GetConfigRequest)(nil),      // 19: flotilla.v1.GetConfigRequest
-	(*Config)(nil),                // 20: flotilla.v1.Config
-	(*ListEventsRequest)(nil),     // 21: flotilla.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 22: flotilla.v1.ListEventsResponse
-	(*Event)(nil),                 // 23: flotilla.v1.Event
-	(*ExecuteRequest)(nil),        // 24: flotilla.v1.ExecuteRequest
-	(*ImportShard)(nil),           // 25: flotilla.v1.ImportShard
-	(*MoveReport)(nil),            // 26: flotilla.v1.MoveReport
-	(*TransferLeader)(nil),        // 27: flotilla.v1.TransferLeader
-	(*ChangeMembership)(nil),      // 28: flotilla.v1.ChangeMembership
-	(*Birth)(nil),                 // 29: flotilla.v1.Birth
-	(*ExecuteResponse)(nil),       // 30: flotilla.v1.ExecuteResponse
-	(*ReplicaStateRequest)(nil),   // 31: flotilla.v1.ReplicaStateRequest
-	(*ReplicaStateResponse)(nil),  // 32: flotilla.v1.ReplicaStateResponse
-	(*MoveShardRequest)(nil),      // 33: flotilla.v1.MoveShardRequest
-	(*MoveShardResponse)(nil),     // 34: flotilla.v1.MoveShardResponse
-	(*CancelMoveRequest)(nil),     // 35: flotilla.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),    // 36: flotilla.v1.CancelMoveResponse
-	(*ListMovesRequest)(nil),      // 37: flotilla.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),     // 38: flotilla.v1.ListMovesResponse
-	(*Move)(nil),                  // 39: flotilla.v1.Move
-	(*ChangeClusterRequest)(nil),  // 40: flotilla.v1.ChangeClusterRequest
-	(*ChangeClusterResponse)(nil), // 41: flotilla.v1.ChangeClusterResponse
-	(*Foresight)(nil),             // 42: flotilla.v1.Foresight
-	(*ShardChange)(nil),           // 43: flotilla.v1.ShardChange
-	(*ReplicaChange)(nil),         // 44: flotilla.v1.ReplicaChange
-	(*LeaderChange)(nil),          // 45: flotilla.v1.LeaderChange
-	(*ExplainRequest)(nil),        // 46: flotilla.v1.ExplainRequest
-	(*Explanation)(nil),           // 47: flotilla.v1.Explanation
-	(*Candidate)(nil),             // 48: flotilla.v1.Candidate
+	(*GroupLoad)(nil),             // 19: flotilla.v1.GroupLoad
+	(*ShardLoad)(nil),             // 20: flotilla.v1.ShardLoad
+	(*HotKey)(nil),                // 21: flotilla.v1.HotKey
+	(*GetConfigRequest)(nil),      // 22: flotilla.v1.GetConfigRequest
+	(*Config)(nil),                // 23: flotilla.v1.Config
+	(*ListEventsRequest)(nil),     // 24: flotilla.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 25: flotilla.v1.ListEventsResponse
+	(*Event)(nil),                 // 26: flotilla.v1.Event
+	(*ExecuteRequest)(nil),        // 27: flotilla.v1.ExecuteRequest
+	(*ImportShard)(nil),           // 28: flotilla.v1.ImportShard
+	(*MoveReport)(nil),            // 29: flotilla.v1.MoveReport
+	(*TransferLeader)(nil),        // 30: flotilla.v1.TransferLeader
+	(*ChangeMembership)(nil),      // 31: flotilla.v1.ChangeMembership
+	(*Birth)(nil),                 // 32: flotilla.v1.Birth
+	(*ExecuteResponse)(nil),       // 33: flotilla.v1.ExecuteResponse
+	(*ReplicaStateRequest)(nil),   // 34: flotilla.v1.ReplicaStateRequest
+	(*ReplicaStateResponse)(nil),  // 35: flotilla.v1.ReplicaStateResponse
+	(*MoveShardRequest)(nil),      // 36: flotilla.v1.MoveShardRequest
+	(*MoveShardResponse)(nil),     // 37: flotilla.v1.MoveShardResponse
+	(*CancelMoveRequest)(nil),     // 38: flotilla.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),    // 39: flotilla.v1.CancelMoveResponse
+	(*ListMovesRequest)(nil),      // 40: flotilla.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),     // 41: flotilla.v1.ListMovesResponse
+	(*Move)(nil),                  // 42: flotilla.v1.Move
+	(*ChangeClusterRequest)(nil),  // 43: flotilla.v1.ChangeClusterRequest
+	(*ChangeClusterResponse)(nil), // 44: flotilla.v1.ChangeClusterResponse
+	(*Foresight)(nil),             // 45: flotilla.v1.Foresight
+	(*ShardChange)(nil),           // 46: flotilla.v1.ShardChange
+	(*ReplicaChange)(nil),         // 47: flotilla.v1.ReplicaChange
+	(*LeaderChange)(nil),          // 48: flotilla.v1.LeaderChange
+	(*ExplainRequest)(nil),        // 49: flotilla.v1.ExplainRequest
+	(*Explanation)(nil),           // 50: flotilla.v1.Explanation
+	(*Candidate)(nil),             // 51: flotilla.v1.Candidate
 }
 var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	6,  // 0: flotilla.v1.RegisterResponse.map:type_name -> flotilla.v1.ShardMap
@@ -3870,62 +4115,66 @@ var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	13, // 5: flotilla.v1.ClusterStatus.nodes:type_name -> flotilla.v1.NodeStatus
 	14, // 6: flotilla.v1.ClusterStatus.groups:type_name -> flotilla.v1.GroupStatus
 	16, // 7: flotilla.v1.ClusterStatus.shards:type_name -> flotilla.v1.ShardStatus
-	39, // 8: flotilla.v1.ClusterStatus.moves:type_name -> flotilla.v1.Move
-	10, // 9: flotilla.v1.NodeStatus.node:type_name -> flotilla.v1.Node
-	15, // 10: flotilla.v1.GroupStatus.replicas:type_name -> flotilla.v1.ReplicaStatus
-	14, // 11: flotilla.v1.NodeReport.groups:type_name -> flotilla.v1.GroupStatus
-	16, // 12: flotilla.v1.NodeReport.shards:type_name -> flotilla.v1.ShardStatus
-	26, // 13: flotilla.v1.NodeReport.moves:type_name -> flotilla.v1.MoveReport
-	8,  // 14: flotilla.v1.Config.groups:type_name -> flotilla.v1.Group
-	23, // 15: flotilla.v1.ListEventsResponse.events:type_name -> flotilla.v1.Event
-	27, // 16: flotilla.v1.ExecuteRequest.transfer_leader:type_name -> flotilla.v1.TransferLeader
-	28, // 17: flotilla.v1.ExecuteRequest.change_membership:type_name -> flotilla.v1.ChangeMembership
-	29, // 18: flotilla.v1.ExecuteRequest.birth:type_name -> flotilla.v1.Birth
-	25, // 19: flotilla.v1.ExecuteRequest.import_shard:type_name -> flotilla.v1.ImportShard
-	9,  // 20: flotilla.v1.ChangeMembership.members:type_name -> flotilla.v1.GroupMember
-	26, // 21: flotilla.v1.ExecuteResponse.move:type_name -> flotilla.v1.MoveReport
-	39, // 22: flotilla.v1.ListMovesResponse.moves:type_name -> flotilla.v1.Move
-	42, // 23: flotilla.v1.ChangeClusterResponse.foresight:type_name -> flotilla.v1.Foresight
-	43, // 24: flotilla.v1.Foresight.shards:type_name -> flotilla.v1.ShardChange
-	44, // 25: flotilla.v1.Foresight.replicas:type_name -> flotilla.v1.ReplicaChange
-	45, // 26: flotilla.v1.Foresight.leaders:type_name -> flotilla.v1.LeaderChange
-	48, // 27: flotilla.v1.Explanation.candidates:type_name -> flotilla.v1.Candidate
-	23, // 28: flotilla.v1.Explanation.events:type_name -> flotilla.v1.Event
-	0,  // 29: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
-	2,  // 30: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
-	4,  // 31: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
-	5,  // 32: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
-	11, // 33: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
-	17, // 34: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
-	19, // 35: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
-	21, // 36: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
-	24, // 37: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
-	31, // 38: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
-	33, // 39: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
-	35, // 40: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
-	37, // 41: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
-	40, // 42: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
-	46, // 43: flotilla.v1.Cluster.Explain:input_type -> flotilla.v1.ExplainRequest
-	1,  // 44: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
-	3,  // 45: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
-	6,  // 46: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
-	6,  // 47: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
-	12, // 48: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
-	18, // 49: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
-	20, // 50: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
-	22, // 51: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
-	30, // 52: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
-	32, // 53: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
-	34, // 54: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
-	36, // 55: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
-	38, // 56: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
-	41, // 57: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
-	47, // 58: flotilla.v1.Cluster.Explain:output_type -> flotilla.v1.Explanation
-	44, // [44:59] is the sub-list for method output_type
-	29, // [29:44] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	42, // 8: flotilla.v1.ClusterStatus.moves:type_name -> flotilla.v1.Move
+	19, // 9: flotilla.v1.ClusterStatus.loads:type_name -> flotilla.v1.GroupLoad
+	10, // 10: flotilla.v1.NodeStatus.node:type_name -> flotilla.v1.Node
+	15, // 11: flotilla.v1.GroupStatus.replicas:type_name -> flotilla.v1.ReplicaStatus
+	14, // 12: flotilla.v1.NodeReport.groups:type_name -> flotilla.v1.GroupStatus
+	16, // 13: flotilla.v1.NodeReport.shards:type_name -> flotilla.v1.ShardStatus
+	29, // 14: flotilla.v1.NodeReport.moves:type_name -> flotilla.v1.MoveReport
+	19, // 15: flotilla.v1.NodeReport.loads:type_name -> flotilla.v1.GroupLoad
+	20, // 16: flotilla.v1.GroupLoad.shards:type_name -> flotilla.v1.ShardLoad
+	21, // 17: flotilla.v1.ShardLoad.hot_keys:type_name -> flotilla.v1.HotKey
+	8,  // 18: flotilla.v1.Config.groups:type_name -> flotilla.v1.Group
+	26, // 19: flotilla.v1.ListEventsResponse.events:type_name -> flotilla.v1.Event
+	30, // 20: flotilla.v1.ExecuteRequest.transfer_leader:type_name -> flotilla.v1.TransferLeader
+	31, // 21: flotilla.v1.ExecuteRequest.change_membership:type_name -> flotilla.v1.ChangeMembership
+	32, // 22: flotilla.v1.ExecuteRequest.birth:type_name -> flotilla.v1.Birth
+	28, // 23: flotilla.v1.ExecuteRequest.import_shard:type_name -> flotilla.v1.ImportShard
+	9,  // 24: flotilla.v1.ChangeMembership.members:type_name -> flotilla.v1.GroupMember
+	29, // 25: flotilla.v1.ExecuteResponse.move:type_name -> flotilla.v1.MoveReport
+	42, // 26: flotilla.v1.ListMovesResponse.moves:type_name -> flotilla.v1.Move
+	45, // 27: flotilla.v1.ChangeClusterResponse.foresight:type_name -> flotilla.v1.Foresight
+	46, // 28: flotilla.v1.Foresight.shards:type_name -> flotilla.v1.ShardChange
+	47, // 29: flotilla.v1.Foresight.replicas:type_name -> flotilla.v1.ReplicaChange
+	48, // 30: flotilla.v1.Foresight.leaders:type_name -> flotilla.v1.LeaderChange
+	51, // 31: flotilla.v1.Explanation.candidates:type_name -> flotilla.v1.Candidate
+	26, // 32: flotilla.v1.Explanation.events:type_name -> flotilla.v1.Event
+	0,  // 33: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
+	2,  // 34: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
+	4,  // 35: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
+	5,  // 36: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
+	11, // 37: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
+	17, // 38: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
+	22, // 39: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
+	24, // 40: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
+	27, // 41: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
+	34, // 42: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
+	36, // 43: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
+	38, // 44: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
+	40, // 45: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
+	43, // 46: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
+	49, // 47: flotilla.v1.Cluster.Explain:input_type -> flotilla.v1.ExplainRequest
+	1,  // 48: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
+	3,  // 49: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
+	6,  // 50: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
+	6,  // 51: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
+	12, // 52: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
+	18, // 53: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
+	23, // 54: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
+	25, // 55: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
+	33, // 56: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
+	35, // 57: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
+	37, // 58: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
+	39, // 59: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
+	41, // 60: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
+	44, // 61: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
+	50, // 62: flotilla.v1.Cluster.Explain:output_type -> flotilla.v1.Explanation
+	48, // [48:63] is the sub-list for method output_type
+	33, // [33:48] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_flotilla_v1_cluster_proto_init() }
@@ -3933,20 +4182,20 @@ func file_flotilla_v1_cluster_proto_init() {
 	if File_flotilla_v1_cluster_proto != nil {
 		return
 	}
-	file_flotilla_v1_cluster_proto_msgTypes[24].OneofWrappers = []any{
+	file_flotilla_v1_cluster_proto_msgTypes[27].OneofWrappers = []any{
 		(*ExecuteRequest_TransferLeader)(nil),
 		(*ExecuteRequest_ChangeMembership)(nil),
 		(*ExecuteRequest_Birth)(nil),
 		(*ExecuteRequest_ImportShard)(nil),
 	}
-	file_flotilla_v1_cluster_proto_msgTypes[40].OneofWrappers = []any{
+	file_flotilla_v1_cluster_proto_msgTypes[43].OneofWrappers = []any{
 		(*ChangeClusterRequest_AddGroups)(nil),
 		(*ChangeClusterRequest_RemoveGroup)(nil),
 		(*ChangeClusterRequest_DrainNode)(nil),
 		(*ChangeClusterRequest_UndrainNode)(nil),
 		(*ChangeClusterRequest_RemoveNode)(nil),
 	}
-	file_flotilla_v1_cluster_proto_msgTypes[46].OneofWrappers = []any{
+	file_flotilla_v1_cluster_proto_msgTypes[49].OneofWrappers = []any{
 		(*ExplainRequest_Shard)(nil),
 		(*ExplainRequest_Group)(nil),
 		(*ExplainRequest_Node)(nil),
@@ -3957,7 +4206,7 @@ func file_flotilla_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flotilla_v1_cluster_proto_rawDesc), len(file_flotilla_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
