@@ -43,20 +43,20 @@ func (d *draft) apply(c Command) any {
 		return outcome(d.observe(c))
 	case Prefer:
 		return outcome(d.prefer(c))
-	case OrderMove:
-		return answer(d.orderMove(c))
-	case CancelMove:
-		return outcome(d.cancelMove(c))
 	case ReportMove:
 		return outcome(d.reportMove(c))
+	case OrderMove:
+		return d.order(c, func() any { return answer(d.orderMove(c)) })
+	case CancelMove:
+		return d.order(c, func() any { return outcome(d.cancelMove(c)) })
 	case AddGroups:
-		return answer(d.addGroups(c))
+		return d.order(c, func() any { return answer(d.addGroups(c)) })
 	case RemoveGroup:
-		return answer(d.removeGroup(c))
+		return d.order(c, func() any { return answer(d.removeGroup(c)) })
 	case DrainNode:
-		return outcome(d.drainNode(c))
+		return d.order(c, func() any { return outcome(d.drainNode(c)) })
 	case RemoveNode:
-		return outcome(d.removeNode(c))
+		return d.order(c, func() any { return outcome(d.removeNode(c)) })
 	}
 	return invalid("unknown command %T", c)
 }
@@ -228,7 +228,7 @@ func (d *draft) end(o Operation, done bool, detail string) {
 	if !done {
 		kind = o.Body.kind() + "-refused"
 	}
-	d.addEvent(kind, subjectGroup(id), fmt.Sprintf("operation %d: %s", o.ID, detail))
+	d.addOperationEvent(o, kind, subjectGroup(id), detail)
 }
 
 // observe takes over a membership that the group's own log decided, and ends
@@ -279,15 +279,6 @@ func (d *draft) prefer(c Prefer) error {
 	return nil
 }
 
-// commit makes operations of those that still fit.
-func (d *draft) commit(c Commit) Committed {
-	refused := make([]error, len(c.Operations))
-	for i, o := range c.Operations {
-		refused[i] = d.commitOne(o)
-	}
-	return Committed{Refused: refused}
-}
-
 func (d *draft) commitOne(o Operation) error {
 	if o.Body == nil {
 		return errors.New("an operation without a body")
@@ -297,7 +288,7 @@ func (d *draft) commitOne(o Operation) error {
 			return err
 		}
 	}
-	o.At, o.Reason = d.Time, clip(o.Reason)
+	o.At, o.Reason, o.Decision = d.Time, clip(o.Reason), d.decision
 	switch body := o.Body.(type) {
 	case CreateGroups:
 		return d.createGroups(o, body)
@@ -317,6 +308,8 @@ func (d *draft) commitOne(o Operation) error {
 		return d.setPreferred(o, body)
 	case Reassign:
 		return d.reassign(o, body)
+	case NoteEffect:
+		return d.noteEffect(o, body)
 	}
 	return invalid("unknown operation %T", o.Body)
 }

@@ -30,7 +30,7 @@ func (d *draft) createGroups(o Operation, c CreateGroups) error {
 		d.setOwner(shardmap.ShardID(shard), shardmap.Assignment{Group: owners[shard], Generation: 1})
 	}
 	d.addConfig(o.Reason, owners, nil)
-	d.addEvent(c.kind(), "cluster", fmt.Sprintf("operation %d: %s", d.nextOperation(), o.Reason))
+	d.addOperationEvent(d.take(o), c.kind(), "cluster", o.Reason)
 	return nil
 }
 
@@ -87,7 +87,7 @@ func (d *draft) setNodeState(o Operation, c SetNodeState) error {
 		n.State = shardmap.NodeDraining
 	}
 	d.putNode(n)
-	d.addEvent(c.kind(), subjectNode(n.ID), fmt.Sprintf("operation %d: %v: %s", d.nextOperation(), c.State, o.Reason))
+	d.addOperationEvent(d.take(o), c.kind(), subjectNode(n.ID), fmt.Sprintf("%v: %s", c.State, o.Reason))
 	return nil
 }
 
@@ -194,10 +194,10 @@ func (d *draft) checkMembers(g Group, members []shardmap.Member) error {
 
 // pend numbers an operation and leaves it for the reconciler to send.
 func (d *draft) pend(o Operation) {
-	o.ID = d.nextOperation()
+	o = d.take(o)
 	d.addOperation(o)
 	id, _ := o.group()
-	d.addEvent(o.Body.kind(), subjectGroup(id), fmt.Sprintf("operation %d: %s", o.ID, o.Reason))
+	d.addOperationEvent(o, o.Body.kind(), subjectGroup(id), o.Reason)
 }
 
 // sortedMembers is members ascending by replica.

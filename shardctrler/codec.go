@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // errMalformed is what all bytes that this code did not write decode to.
@@ -83,6 +84,9 @@ func (d *decoder) bool() bool {
 	}
 	return v == 1
 }
+
+// duration is one in nanoseconds.
+func (d *decoder) duration() time.Duration { return time.Duration(d.int()) }
 
 // count is the number of elements that follow; each takes a byte at least, so
 // no more than the rest can hold.

@@ -6,7 +6,7 @@ import (
 )
 
 // commandVersion is the first byte of every command.
-const commandVersion = 1
+const commandVersion = 2
 
 // The tag behind the version says which command it is.
 const (
@@ -36,6 +36,7 @@ const (
 	tagDestroyGroup
 	tagSetPreferred
 	tagReassign
+	tagNoteEffect
 )
 
 // EncodeCommand is what is proposed for c.
@@ -61,6 +62,8 @@ func EncodeCommand(c Command) []byte {
 		for _, o := range c.Operations {
 			e.operation(o)
 		}
+		e.uint(uint64(c.Applied))
+		e.text(string(c.Scene))
 	case Finish:
 		e.byte(tagFinish)
 		e.uint(uint64(c.Operation))
@@ -128,6 +131,7 @@ func (d *decoder) command(tag byte) Command {
 		for range d.count() {
 			c.Operations = append(c.Operations, d.operation())
 		}
+		c.Applied, c.Scene = raft.Index(d.uint()), d.bytes()
 		return c
 	case tagFinish:
 		return Finish{Operation: OperationID(d.uint()), Done: d.bool(), Detail: d.text()}
@@ -168,6 +172,7 @@ func (d *decoder) registration() Registration {
 func (e *encoder) operation(o Operation) {
 	e.uint(uint64(o.ID))
 	e.int(o.At)
+	e.uint(uint64(o.Decision))
 	e.text(clip(o.Reason))
 	switch b := o.Body.(type) {
 	case CreateGroups:
@@ -212,13 +217,18 @@ func (e *encoder) operation(o Operation) {
 	case Reassign:
 		e.byte(tagReassign)
 		e.reassign(b)
+	case NoteEffect:
+		e.byte(tagNoteEffect)
+		e.uint(uint64(b.Config))
+		e.uint(b.Has)
+		e.uint(b.Others)
 	default:
 		e.byte(0)
 	}
 }
 
 func (d *decoder) operation() Operation {
-	return Operation{ID: OperationID(d.uint()), At: d.int(), Reason: d.text(), Body: d.body(d.byte())}
+	return Operation{ID: OperationID(d.uint()), At: d.int(), Decision: DecisionID(d.uint()), Reason: d.text(), Body: d.body(d.byte())}
 }
 
 func (d *decoder) body(tag byte) Body {
@@ -246,6 +256,8 @@ func (d *decoder) body(tag byte) Body {
 		return SetPreferred{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint())}
 	case tagReassign:
 		return d.reassign()
+	case tagNoteEffect:
+		return NoteEffect{Config: shardmap.ConfigNum(d.uint()), Has: d.uint(), Others: d.uint()}
 	}
 	d.fail("operation %d is not known", tag)
 	return nil

@@ -22,6 +22,7 @@ func everyCommand() []Command {
 		RemoveNode{Node: 300},
 		Register{ClusterID: "c", Node: 7, Registration: r},
 		Commit{},
+		Commit{Applied: 1 << 40, Scene: []byte("scene")},
 		Commit{Operations: []Operation{
 			{ID: 1, At: -5, Reason: "why", Body: CreateGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2}, Preferred: 2}}, Owners: []uint64{0, 1, 300}}},
 			{ID: 2, Reason: "", Body: SetNodeState{Node: 3, State: shardmap.NodeDown}},
@@ -30,7 +31,8 @@ func everyCommand() []Command {
 			{ID: 5, Body: StartMove{Shard: 300, From: 2, To: 3, Generation: 9}},
 			{ID: 6, Body: DestroyGroup{Group: 9}},
 			{ID: 7, Body: SetPreferred{Group: 9, Node: 300}},
-			{ID: 8, Body: Reassign{Config: 4, Shards: []Reassigned{{Shard: 3, To: 2}, {Shard: 700, To: 5}}}},
+			{ID: 8, Body: Reassign{Config: 4, Shards: []Reassigned{{Shard: 3, To: 2}, {Shard: 700, To: 5}}, Expected: Expectation{Group: 2, Weight: 1 << 40}}},
+			{ID: 9, Decision: 77, Body: NoteEffect{Config: 4, Has: 1 << 33, Others: 5}},
 			{ID: 1 << 60, At: 1 << 40, Body: ChangeMembership{Group: 1 << 50, Epoch: 9, Members: members, Added: 1}},
 		}},
 		Finish{Operation: 9, Done: true, Detail: "d"},

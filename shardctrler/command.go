@@ -42,7 +42,14 @@ type Registered struct {
 // state as it is by then, and refused by itself if it no longer fits, so that
 // a plan that was made twice, or by a leader that no longer is, does nothing
 // twice. Answer: Committed.
-type Commit struct{ Operations []Operation }
+type Commit struct {
+	Operations []Operation
+	// Applied is the entry as of which the state was that the plan was made from:
+	// behind another state all is refused. 0: that is not said, and no decision is
+	// kept.
+	Applied raft.Index
+	Scene   []byte // packScene's
+}
 
 // Committed answers Commit: one error for each operation, nil if accepted.
 type Committed struct{ Refused []error }

@@ -2,6 +2,7 @@ package shardctrler
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/flotilla-kv/flotilla/raft"
@@ -13,18 +14,17 @@ import (
 // so that exactly those records are stored.
 type draft struct {
 	State
-	index   raft.Index
-	copied  map[recordKind]bool
-	touched map[recordKey]bool
+	before   raft.Index // the entry applied before
+	decision DecisionID // that is being taken, 0: none
+	copied   map[recordKind]bool
+	touched  map[recordKey]bool
 }
 
 // begin starts a draft of the entry at index with its stamp.
 func begin(s *State, index raft.Index, stamp int64) *draft {
-	d := &draft{State: *s, index: index, copied: make(map[recordKind]bool), touched: make(map[recordKey]bool)}
-	if stamp > d.Time {
-		d.Time = stamp
-		d.touchMeta()
-	}
+	d := &draft{State: *s, before: s.Applied, copied: make(map[recordKind]bool), touched: make(map[recordKey]bool)}
+	d.Applied, d.Time = index, max(d.Time, stamp)
+	d.touchMeta()
 	return d
 }
 
@@ -40,11 +40,14 @@ func (d *draft) finish() (*State, []recordKey) {
 	return &d.State, keys
 }
 
+// changed tells whether the entry has changed anything so far.
+func (d *draft) changed() bool { return len(d.touched) > 1 }
+
 func (d *draft) touchMeta() { d.touched[recordKey{kind: recordMeta}] = true }
 
 // mapChanged notes that a map made of the state differs from the one before.
 func (d *draft) mapChanged() {
-	d.Revision = d.index
+	d.Revision = d.Applied
 	d.touchMeta()
 }
 
@@ -137,11 +140,27 @@ func (d *draft) removeOperation(id OperationID) {
 	d.touched[recordKey{recordOperation, uint64(id)}] = true
 }
 
-// addEvent appends to the event log and forgets the oldest past the limit.
+// addEvent notes what is being decided.
 func (d *draft) addEvent(kind, subject, reason string) {
+	d.appendEvent(Event{Kind: kind, Subject: subject, Reason: reason, Decision: d.decision})
+}
+
+// addOperationEvent notes what is decided or has come of an operation.
+func (d *draft) addOperationEvent(o Operation, kind, subject, text string) {
+	d.appendEvent(Event{Kind: kind, Subject: subject, Reason: fmt.Sprintf("operation %d: %s", o.ID, text), Operation: o.ID, Decision: o.Decision})
+}
+
+// take numbers an operation that takes effect by being committed.
+func (d *draft) take(o Operation) Operation {
+	o.ID = d.nextOperation()
+	return o
+}
+
+// appendEvent numbers an event and forgets the oldest past the limit.
+func (d *draft) appendEvent(e Event) {
 	d.LastEvent++
 	d.touchMeta()
-	e := Event{ID: d.LastEvent, Time: d.Time, Kind: kind, Subject: subject, Reason: clip(reason)}
+	e.ID, e.Time, e.Reason = d.LastEvent, d.Time, clip(e.Reason)
 	d.Events = append(own(d, recordEvent, d.Events), e)
 	d.touched[recordKey{recordEvent, uint64(e.ID)}] = true
 	if len(d.Events) > eventsMax {

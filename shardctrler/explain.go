@@ -16,6 +16,8 @@ type Explanation struct {
 	Facts      []string    // what is, since when and why, and what is under way
 	Candidates []Candidate // ascending by id: where it could be
 	Events     []Event     // of the subject, the newest last
+	// Parts are, of a decision, explanations of what it was about as of then.
+	Parts []*Explanation
 }
 
 // Candidate is a group that a shard could be at, or a node that a replica could

@@ -74,8 +74,23 @@ func ownLoads(shards []shardmap.Assignment, group raft.GroupID, loads []ShardLoa
 // Reassign gives shards to other groups, because of what their requests cost. It
 // makes one config, and takes effect by being committed.
 type Reassign struct {
-	Config shardmap.ConfigNum // it was planned for
-	Shards []Reassigned       // ascending
+	Config   shardmap.ConfigNum // it was planned for
+	Shards   []Reassigned       // ascending
+	Expected Expectation
+}
+
+// Expectation is what moves for load are to bring.
+type Expectation struct {
+	Group  raft.GroupID // 0: nothing
+	Weight uint64       // that the group is left with, in requests a second
+}
+
+// NoteEffect records what moves for load have brought. It takes effect by being
+// committed.
+type NoteEffect struct {
+	Config shardmap.ConfigNum
+	Has    uint64 // the group, in requests a second
+	Others uint64 // the one of the others that has most
 }
 
 // Reassigned is a shard and the group that it should be at.
@@ -84,8 +99,11 @@ type Reassigned struct {
 	To    raft.GroupID
 }
 
-func (Reassign) kind() string                  { return "balance-load" }
-func (Reassign) onGroup() (raft.GroupID, bool) { return 0, false }
+func (Reassign) kind() string   { return "balance-load" }
+func (NoteEffect) kind() string { return "load-balanced" }
+
+func (Reassign) onGroup() (raft.GroupID, bool)   { return 0, false }
+func (NoteEffect) onGroup() (raft.GroupID, bool) { return 0, false }
 
 // Bounds of balancing by load: shards move for it only where it is worth it and
 // will stay so.
@@ -127,11 +145,22 @@ func (p *planner) balanceLoad() {
 			}
 		}
 	}
-	b.balance(groups)
-	if len(b.moved) == 0 {
+	if e := config.Expected; e.Group != 0 && !config.Noted {
+		has, others := b.weights[e.Group], uint64(0)
+		for g, weight := range b.weights {
+			if g != e.Group {
+				others = max(others, weight)
+			}
+		}
+		p.add(NoteEffect{config.Num, has, others}, "config %d was to leave group %d %d requests a second: it has %d, and each other at most %d",
+			config.Num, e.Group, e.Weight, has, others)
 		return
 	}
-	p.add(Reassign{Config: config.Num, Shards: b.moved}, "%s", b.reason())
+	b.balance(groups)
+	if len(b.moved) > 0 {
+		expected := Expectation{b.first.group, b.weights[b.first.group]}
+		p.add(Reassign{Config: config.Num, Shards: b.moved, Expected: expected}, "%s", b.reason())
+	}
 }
 
 // loadBalance is one attempt to even out what groups have to do.
@@ -294,7 +323,20 @@ func (d *draft) reassign(o Operation, r Reassign) error {
 		owners[s.Shard] = s.To
 	}
 	d.addConfig(o.Reason, owners, config.Pinned)
-	d.addEvent(r.kind(), "cluster", fmt.Sprintf("operation %d: config %d: %s", d.nextOperation(), d.config().Num, o.Reason))
+	d.Configs[len(d.Configs)-1].Expected = r.Expected
+	d.addOperationEvent(d.take(o), r.kind(), "cluster", fmt.Sprintf("config %d: %s", d.config().Num, o.Reason))
+	return nil
+}
+
+func (d *draft) noteEffect(o Operation, n NoteEffect) error {
+	config := d.config()
+	if config.Num != n.Config || config.Expected.Group == 0 || config.Noted {
+		return stale("config %d waits for no effect", n.Config)
+	}
+	d.Configs = own(d, recordConfig, d.Configs)
+	d.Configs[len(d.Configs)-1].Noted = true
+	d.touched[recordKey{recordConfig, uint64(config.Num)}] = true
+	d.addOperationEvent(d.take(o), n.kind(), "cluster", o.Reason)
 	return nil
 }
 
@@ -310,6 +352,8 @@ func (e *encoder) reassign(r Reassign) {
 		e.uint(uint64(s.Shard))
 		e.uint(uint64(s.To))
 	}
+	e.uint(uint64(r.Expected.Group))
+	e.uint(r.Expected.Weight)
 }
 
 func (d *decoder) reassign() Reassign {
@@ -317,6 +361,7 @@ func (d *decoder) reassign() Reassign {
 	for range d.count() {
 		r.Shards = append(r.Shards, Reassigned{shardmap.ShardID(d.uint()), raft.GroupID(d.uint())})
 	}
+	r.Expected = Expectation{Group: raft.GroupID(d.uint()), Weight: d.uint()}
 	return r
 }
 

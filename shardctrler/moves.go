@@ -22,6 +22,7 @@ type Move struct {
 	Generation shardmap.Generation
 	State      MoveState
 	Reason     string
+	Decision   DecisionID
 	Started    int64 // unix milliseconds; likewise below
 	Ended      int64 // 0: it has not
 	// Begun: it has had its turn. Until then nobody but the config group knows of it.
@@ -271,10 +272,15 @@ func (d *draft) checkTarget(id raft.GroupID) error {
 // startMove numbers a move.
 func (d *draft) startMove(s StartMove, reason string) OperationID {
 	m := Move{ID: d.nextOperation(), Shard: s.Shard, From: s.From, To: s.To, Generation: s.Generation,
-		Reason: clip(reason), Started: d.Time, Bytes: -1}
+		Reason: clip(reason), Decision: d.decision, Started: d.Time, Bytes: -1}
 	d.putMove(m)
-	d.addEvent("move", subjectShard(s.Shard), fmt.Sprintf("move %d from group %d to group %d: %s", m.ID, m.From, m.To, reason))
+	d.addMoveEvent(m, "move", reason)
 	return m.ID
+}
+
+func (d *draft) addMoveEvent(m Move, kind, text string) {
+	d.appendEvent(Event{Kind: kind, Subject: subjectShard(m.Shard), Operation: m.ID, Decision: m.Decision,
+		Reason: fmt.Sprintf("move %d from group %d to group %d: %s", m.ID, m.From, m.To, text)})
 }
 
 // commitMove makes a move of what was planned.
@@ -351,7 +357,7 @@ func (d *draft) reportMove(c ReportMove) error {
 		m.Ended = d.Time
 	}
 	d.putMove(m)
-	d.addEvent("move-"+m.State.String(), subjectShard(m.Shard), fmt.Sprintf("move %d from group %d to group %d: pause %d us, %d bytes", m.ID, m.From, m.To, m.Pause, m.Bytes))
+	d.addMoveEvent(m, "move-"+m.State.String(), fmt.Sprintf("pause %d us, %d bytes", m.Pause, m.Bytes))
 	d.forgetMoves()
 	return nil
 }

@@ -14,11 +14,13 @@ type Operation struct {
 	At     int64       // when it was committed, unix milliseconds
 	Reason string
 	Body   Body
+	// Decision it is of; 0 until committed.
+	Decision DecisionID
 }
 
 // Body is the closed set of operations: CreateGroups, SetNodeState, Birth,
-// TransferLeader, ChangeMembership, StartMove, DestroyGroup, SetPreferred and
-// Reassign.
+// TransferLeader, ChangeMembership, StartMove, DestroyGroup, SetPreferred,
+// Reassign and NoteEffect.
 type Body interface {
 	// kind is the word that events use.
 	kind() string

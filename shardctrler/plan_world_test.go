@@ -5,6 +5,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,7 +110,7 @@ func (w *planWorld) settle() {
 			w.Fatalf("round %d still plans %+v; pending %+v", round, planned, w.state.Operations)
 		}
 		if len(planned) > 0 {
-			for i, err := range w.run.apply(Commit{Operations: planned}).(Committed).Refused {
+			for i, err := range w.run.apply(CommitPlan(w.state, o, planned)).(Committed).Refused {
 				if err != nil {
 					w.Fatalf("the plan's own operation %+v was refused: %v", planned[i], err)
 				}
@@ -368,6 +369,16 @@ func (w *planWorld) checkExplained() {
 		chosen := slices.IndexFunc(x.Candidates, func(c Candidate) bool { return c.Chosen })
 		if len(s.Configs) > 0 && (chosen < 0 || raft.GroupID(x.Candidates[chosen].ID) != s.Shards[i].Group) {
 			w.Fatalf("shard %d is at group %d: %+v", i, s.Shards[i].Group, x.Candidates)
+		}
+	}
+	for _, d := range s.Decisions {
+		x, err := ExplainDecision(s, d.ID)
+		add(x, err)
+		if text := strings.Join(x.Facts, "\n"); !strings.Contains(text, "decided again from the same, it is the same") || strings.Contains(text, "forgotten") {
+			w.Fatalf("decision %d:\n%s", d.ID, text)
+		}
+		for _, part := range x.Parts {
+			add(part, nil)
 		}
 	}
 	for _, x := range all {

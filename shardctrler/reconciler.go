@@ -133,8 +133,9 @@ func (r *reconciler) turn(in turnInput) turnOutput {
 		r.hint(in, h)
 	}
 	out.commands = append(out.commands, observations(in.state, in.observed)...)
-	if planned := Plan(in.state, r.withHolds(in)); len(planned) > 0 && len(out.commands) == 0 {
-		out.commands = append(out.commands, Commit{Operations: planned})
+	observed := r.withHolds(in)
+	if planned := Plan(in.state, observed); len(planned) > 0 && len(out.commands) == 0 {
+		out.commands = append(out.commands, CommitPlan(in.state, observed, planned))
 	}
 	r.send(in, &out)
 	return out

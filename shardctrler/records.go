@@ -9,7 +9,7 @@ import (
 )
 
 // recordVersion is the first byte of every stored record.
-const recordVersion = 2
+const recordVersion = 3
 
 // recordKind is the first byte of a record's key.
 type recordKind byte
@@ -24,6 +24,7 @@ const (
 	recordOperation recordKind = 'o'
 	recordMove      recordKind = 'v'
 	recordEvent     recordKind = 'e'
+	recordDecision  recordKind = 'd'
 )
 
 // shardsPerPage: one moved shard rewrites a record of about a kilobyte.
@@ -89,6 +90,11 @@ func (s *State) record(k recordKey) ([]byte, bool) {
 		if ok = len(s.Events) > 0 && k.id >= uint64(s.Events[0].ID); ok {
 			e.event(s.Events[k.id-uint64(s.Events[0].ID)])
 		}
+	case recordDecision:
+		var v Decision
+		if v, ok = s.decisionOf(DecisionID(k.id)); ok {
+			e.decision(v)
+		}
 	}
 	return e.b, ok
 }
@@ -125,6 +131,8 @@ func (s *State) load(key, value []byte) error {
 		s.Moves = append(s.Moves, d.move())
 	case recordEvent:
 		s.Events = append(s.Events, d.event())
+	case recordDecision:
+		s.Decisions = append(s.Decisions, d.decision())
 	default:
 		d.fail("kind %q", k.kind)
 	}
@@ -155,22 +163,26 @@ func (e *encoder) meta(s *State) {
 	e.uint(s.Policy.Groups)
 	e.uint(s.Policy.ReplaceAfter)
 	e.int(s.Time)
+	e.uint(uint64(s.Applied))
 	e.uint(uint64(s.Revision))
 	e.uint(uint64(s.LastNode))
 	e.uint(uint64(s.LastGroup))
 	e.uint(uint64(s.LastOperation))
 	e.uint(uint64(s.LastEvent))
+	e.uint(uint64(s.LastDecision))
 }
 
 func (d *decoder) meta(s *State) {
 	s.ClusterID = d.text()
 	s.Policy = Policy{Replicas: d.uint(), Groups: d.uint(), ReplaceAfter: d.uint()}
 	s.Time = d.int()
+	s.Applied = raft.Index(d.uint())
 	s.Revision = raft.Index(d.uint())
 	s.LastNode = raft.NodeID(d.uint())
 	s.LastGroup = raft.GroupID(d.uint())
 	s.LastOperation = OperationID(d.uint())
 	s.LastEvent = EventID(d.uint())
+	s.LastDecision = DecisionID(d.uint())
 }
 
 func (e *encoder) node(n Node) {
@@ -234,6 +246,9 @@ func (e *encoder) config(c Config) {
 	for _, shard := range c.Pinned {
 		e.uint(uint64(shard))
 	}
+	e.uint(uint64(c.Expected.Group))
+	e.uint(c.Expected.Weight)
+	e.bool(c.Noted)
 }
 
 func (d *decoder) config() Config {
@@ -247,6 +262,8 @@ func (d *decoder) config() Config {
 	for range d.count() {
 		c.Pinned = append(c.Pinned, shardmap.ShardID(d.uint()))
 	}
+	c.Expected = Expectation{Group: raft.GroupID(d.uint()), Weight: d.uint()}
+	c.Noted = d.bool()
 	return c
 }
 
@@ -258,6 +275,7 @@ func (e *encoder) move(m Move) {
 	e.uint(uint64(m.Generation))
 	e.byte(byte(m.State))
 	e.text(m.Reason)
+	e.uint(uint64(m.Decision))
 	e.int(m.Started)
 	e.int(m.Ended)
 	e.bool(m.Begun)
@@ -268,7 +286,7 @@ func (e *encoder) move(m Move) {
 
 func (d *decoder) move() Move {
 	return Move{ID: OperationID(d.uint()), Shard: shardmap.ShardID(d.uint()), From: raft.GroupID(d.uint()), To: raft.GroupID(d.uint()),
-		Generation: shardmap.Generation(d.uint()), State: d.moveState(), Reason: d.text(), Started: d.int(), Ended: d.int(),
+		Generation: shardmap.Generation(d.uint()), State: d.moveState(), Reason: d.text(), Decision: DecisionID(d.uint()), Started: d.int(), Ended: d.int(),
 		Begun: d.bool(), Cancel: d.bool(), Pause: d.int(), Bytes: d.int()}
 }
 
@@ -286,8 +304,11 @@ func (e *encoder) event(v Event) {
 	e.text(v.Kind)
 	e.text(v.Subject)
 	e.text(v.Reason)
+	e.uint(uint64(v.Operation))
+	e.uint(uint64(v.Decision))
 }
 
 func (d *decoder) event() Event {
-	return Event{ID: EventID(d.uint()), Time: d.int(), Kind: d.text(), Subject: d.text(), Reason: d.text()}
+	return Event{ID: EventID(d.uint()), Time: d.int(), Kind: d.text(), Subject: d.text(), Reason: d.text(),
+		Operation: OperationID(d.uint()), Decision: DecisionID(d.uint())}
 }

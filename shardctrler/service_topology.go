@@ -177,8 +177,10 @@ func (c *Controller) explain(ctx context.Context, s *State, r *flotillav1.Explai
 		return ExplainGroup(s, c.asked(ctx, s), raft.GroupID(what.Group))
 	case *flotillav1.ExplainRequest_Node:
 		return ExplainNode(s, c.asked(ctx, s), raft.NodeID(what.Node))
+	case *flotillav1.ExplainRequest_Decision:
+		return ExplainDecision(s, DecisionID(what.Decision))
 	}
-	return nil, invalid("what is to be explained? A shard, a group or a node")
+	return nil, invalid("what is to be explained? A shard, a group, a node or a decision")
 }
 
 // asked is the cluster as the leaders of the groups see it.
@@ -197,6 +199,9 @@ func explanationToWire(x *Explanation) *flotillav1.Explanation {
 	}
 	for _, e := range x.Events {
 		w.Events = append(w.Events, eventToWire(e))
+	}
+	for _, part := range x.Parts {
+		w.Parts = append(w.Parts, explanationToWire(part))
 	}
 	return w
 }

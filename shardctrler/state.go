@@ -38,6 +38,8 @@ type State struct {
 	Policy    Policy
 	// Time is the largest stamp applied, unix milliseconds.
 	Time int64
+	// Applied is the index of the last entry applied.
+	Applied raft.Index
 	// Revision is the index of the last entry that changed what a map shows.
 	Revision raft.Index
 
@@ -48,11 +50,13 @@ type State struct {
 	Operations []Operation           // committed and not yet finished, ascending by ID
 	Moves      []Move                // those under way and the last that have ended, ascending by ID
 	Events     []Event               // ascending by ID, without gaps
+	Decisions  []Decision            // the last, ascending by ID, without gaps
 
 	LastNode      raft.NodeID // the highest ever given; likewise below
 	LastGroup     raft.GroupID
 	LastOperation OperationID
 	LastEvent     EventID
+	LastDecision  DecisionID
 }
 
 // Policy is what init asked for.
@@ -119,6 +123,10 @@ type Config struct {
 	// Pinned shards, ascending, were put where they are by an operator: they
 	// stay while their group does.
 	Pinned []shardmap.ShardID
+	// Expected is what the config was to bring, if it was made for that, and Noted
+	// that it is known what it brought.
+	Expected Expectation
+	Noted    bool
 }
 
 // ConfigGroup is a group as a config names it.
@@ -134,6 +142,9 @@ type Event struct {
 	Kind    string
 	Subject string
 	Reason  string
+	// Operation or move, and decision, that it is of; 0: of none.
+	Operation OperationID
+	Decision  DecisionID
 }
 
 // Initialised tells whether Init was applied.

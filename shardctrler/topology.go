@@ -164,7 +164,7 @@ func (d *draft) destroyGroup(o Operation, b DestroyGroup) error {
 		d.end(p, false, "the group is removed")
 	}
 	d.deleteGroup(b.Group)
-	d.addEvent(b.kind(), subjectGroup(b.Group), fmt.Sprintf("operation %d: %s", d.nextOperation(), o.Reason))
+	d.addOperationEvent(d.take(o), b.kind(), subjectGroup(b.Group), o.Reason)
 	return nil
 }
 
@@ -175,7 +175,7 @@ func (d *draft) setPreferred(o Operation, b SetPreferred) error {
 	}
 	g.Preferred = b.Node
 	d.putGroup(g)
-	d.addEvent(b.kind(), subjectGroup(b.Group), fmt.Sprintf("operation %d: node %d: %s", d.nextOperation(), b.Node, o.Reason))
+	d.addOperationEvent(d.take(o), b.kind(), subjectGroup(b.Group), fmt.Sprintf("node %d: %s", b.Node, o.Reason))
 	return nil
 }
 

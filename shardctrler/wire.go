@@ -113,7 +113,8 @@ func configToWire(c Config) *flotillav1.Config {
 }
 
 func eventToWire(e Event) *flotillav1.Event {
-	return &flotillav1.Event{Id: uint64(e.ID), Time: timeText(e.Time), Kind: e.Kind, Subject: e.Subject, Reason: e.Reason}
+	return &flotillav1.Event{Id: uint64(e.ID), Time: timeText(e.Time), Kind: e.Kind, Subject: e.Subject, Reason: e.Reason,
+		Operation: uint64(e.Operation), Decision: uint64(e.Decision)}
 }
 
 // timeText is RFC 3339 in UTC; "" for no time.

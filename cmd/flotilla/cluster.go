@@ -310,9 +310,9 @@ func newEventsCommand(g *globals) *cobra.Command {
 			if g.output == "json" {
 				return writeJSON(c.OutOrStdout(), each(answer.Events, toEventJSON))
 			}
-			t := newTable(c.OutOrStdout(), "id", "time", "kind", "subject", "reason")
+			t := newTable(c.OutOrStdout(), "id", "time", "decision", "kind", "subject", "reason")
 			for _, e := range answer.Events {
-				t.row(e.Id, e.Time, e.Kind, e.Subject, e.Reason)
+				t.row(e.Id, e.Time, named(e.Decision), e.Kind, e.Subject, e.Reason)
 			}
 			return t.flush()
 		},

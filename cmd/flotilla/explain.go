@@ -13,8 +13,12 @@ import (
 
 func newExplainCommand(g *globals) *cobra.Command {
 	explain := &cobra.Command{
-		Use:   "explain shard|group|node ID",
+		Use:   "explain shard|group|node|decision ID",
 		Short: "Say why a shard or a replica is where it is, and why not elsewhere",
+		Long: `Explain says what is, since when and why, what is under way, and what speaks for
+and against each other place. Of a decision, whose number the events show, it
+says from what it was taken, what came of each of its operations, and whether it
+would be taken again from the same.`,
 		Args:  cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := explainRequest(c.Context(), g, args[0], args[1])
@@ -53,8 +57,10 @@ func explainRequest(ctx context.Context, g *globals, kind, id string) (*flotilla
 		return &flotillav1.ExplainRequest{What: &flotillav1.ExplainRequest_Shard{Shard: n}}, nil
 	case kind == "group":
 		return &flotillav1.ExplainRequest{What: &flotillav1.ExplainRequest_Group{Group: n}}, nil
+	case kind == "decision":
+		return &flotillav1.ExplainRequest{What: &flotillav1.ExplainRequest_Decision{Decision: n}}, nil
 	}
-	return nil, usagef("explain %q: it is shard, group or node", kind)
+	return nil, usagef("explain %q: it is shard, group, node or decision", kind)
 }
 
 type explanationJSON struct {
@@ -62,6 +68,8 @@ type explanationJSON struct {
 	Facts      []string        `json:"facts"`
 	Candidates []candidateJSON `json:"candidates"`
 	Events     []eventJSON     `json:"events"`
+	// Parts are, of a decision, of what it was about, as of then.
+	Parts []explanationJSON `json:"parts"`
 }
 
 type candidateJSON struct {
@@ -81,6 +89,7 @@ func toExplanationJSON(x *flotillav1.Explanation) explanationJSON {
 			return candidateJSON{ID: c.Id, Name: c.Name, Chosen: c.Chosen, For: each(c.For, same), Against: each(c.Against, same)}
 		}),
 		Events: each(x.Events, toEventJSON),
+		Parts:  each(x.Parts, toExplanationJSON),
 	}
 }
 
@@ -107,15 +116,23 @@ func printExplanation(out io.Writer, x *flotillav1.Explanation) error {
 			return err
 		}
 	}
-	if len(x.Events) == 0 {
-		return nil
+	if len(x.Events) > 0 {
+		fmt.Fprintln(out)
+		t := newTable(out, "event", "time", "decision", "kind", "reason")
+		for _, e := range x.Events {
+			t.row(e.Id, e.Time, named(e.Decision), e.Kind, e.Reason)
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
 	}
-	fmt.Fprintln(out)
-	t := newTable(out, "event", "time", "kind", "reason")
-	for _, e := range x.Events {
-		t.row(e.Id, e.Time, e.Kind, e.Reason)
+	for _, part := range x.Parts {
+		fmt.Fprint(out, "\nas of then, ")
+		if err := printExplanation(out, part); err != nil {
+			return err
+		}
 	}
-	return t.flush()
+	return nil
 }
 
 func reasons(all []string) string {

@@ -101,6 +101,9 @@ type eventJSON struct {
 	Kind    string `json:"kind"`
 	Subject string `json:"subject"`
 	Reason  string `json:"reason"`
+	// Operation or move, and decision, that it is of; 0: none.
+	Operation uint64 `json:"operation"`
+	Decision  uint64 `json:"decision"`
 }
 
 func toStatusJSON(s *flotillav1.ClusterStatus) statusJSON {
@@ -169,7 +172,7 @@ func toConfigJSON(c *flotillav1.Config) configJSON {
 }
 
 func toEventJSON(e *flotillav1.Event) eventJSON {
-	return eventJSON{ID: e.Id, Time: e.Time, Kind: e.Kind, Subject: e.Subject, Reason: e.Reason}
+	return eventJSON{ID: e.Id, Time: e.Time, Kind: e.Kind, Subject: e.Subject, Reason: e.Reason, Operation: e.Operation, Decision: e.Decision}
 }
 
 // each maps a list; the result is empty, never nil, so that JSON has no null.

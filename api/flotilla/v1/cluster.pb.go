@@ -1831,6 +1831,8 @@ type Event struct {
 	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	Subject       string                 `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
 	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Operation     uint64                 `protobuf:"varint,6,opt,name=operation,proto3" json:"operation,omitempty"` // or move, that it is of; 0: none
+	Decision      uint64                 `protobuf:"varint,7,opt,name=decision,proto3" json:"decision,omitempty"`   // likewise
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1898,6 +1900,20 @@ func (x *Event) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Event) GetOperation() uint64 {
+	if x != nil {
+		return x.Operation
+	}
+	return 0
+}
+
+func (x *Event) GetDecision() uint64 {
+	if x != nil {
+		return x.Decision
+	}
+	return 0
 }
 
 // ExecuteRequest is an operation with the id it was committed under in the
@@ -3465,6 +3481,7 @@ type ExplainRequest struct {
 	//	*ExplainRequest_Shard
 	//	*ExplainRequest_Group
 	//	*ExplainRequest_Node
+	//	*ExplainRequest_Decision
 	What          isExplainRequest_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3534,6 +3551,15 @@ func (x *ExplainRequest) GetNode() uint64 {
 	return 0
 }
 
+func (x *ExplainRequest) GetDecision() uint64 {
+	if x != nil {
+		if x, ok := x.What.(*ExplainRequest_Decision); ok {
+			return x.Decision
+		}
+	}
+	return 0
+}
+
 type isExplainRequest_What interface {
 	isExplainRequest_What()
 }
@@ -3550,11 +3576,17 @@ type ExplainRequest_Node struct {
 	Node uint64 `protobuf:"varint,3,opt,name=node,proto3,oneof"`
 }
 
+type ExplainRequest_Decision struct {
+	Decision uint64 `protobuf:"varint,4,opt,name=decision,proto3,oneof"`
+}
+
 func (*ExplainRequest_Shard) isExplainRequest_What() {}
 
 func (*ExplainRequest_Group) isExplainRequest_What() {}
 
 func (*ExplainRequest_Node) isExplainRequest_What() {}
+
+func (*ExplainRequest_Decision) isExplainRequest_What() {}
 
 type Explanation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3562,6 +3594,7 @@ type Explanation struct {
 	Facts         []string               `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty"`
 	Candidates    []*Candidate           `protobuf:"bytes,3,rep,name=candidates,proto3" json:"candidates,omitempty"`
 	Events        []*Event               `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"` // of the subject, the newest last
+	Parts         []*Explanation         `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`   // of a decision: of what it was about, as of then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3620,6 +3653,13 @@ func (x *Explanation) GetCandidates() []*Candidate {
 func (x *Explanation) GetEvents() []*Event {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *Explanation) GetParts() []*Explanation {
+	if x != nil {
+		return x.Parts
 	}
 	return nil
 }
@@ -3864,13 +3904,15 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"@\n" +
 	"\x12ListEventsResponse\x12*\n" +
-	"\x06events\x18\x01 \x03(\v2\x12.flotilla.v1.EventR\x06events\"q\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.flotilla.v1.EventR\x06events\"\xab\x01\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\tR\x04time\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x8c\x03\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1c\n" +
+	"\toperation\x18\x06 \x01(\x04R\toperation\x12\x1a\n" +
+	"\bdecision\x18\a \x01(\x04R\bdecision\"\x8c\x03\n" +
 	"\x0eExecuteRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -4001,19 +4043,21 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\fLeaderChange\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\x04R\x02to\"^\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to\"|\n" +
 	"\x0eExplainRequest\x12\x16\n" +
 	"\x05shard\x18\x01 \x01(\x04H\x00R\x05shard\x12\x16\n" +
 	"\x05group\x18\x02 \x01(\x04H\x00R\x05group\x12\x14\n" +
-	"\x04node\x18\x03 \x01(\x04H\x00R\x04nodeB\x06\n" +
-	"\x04what\"\xa1\x01\n" +
+	"\x04node\x18\x03 \x01(\x04H\x00R\x04node\x12\x1c\n" +
+	"\bdecision\x18\x04 \x01(\x04H\x00R\bdecisionB\x06\n" +
+	"\x04what\"\xd1\x01\n" +
 	"\vExplanation\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05facts\x18\x02 \x03(\tR\x05facts\x126\n" +
 	"\n" +
 	"candidates\x18\x03 \x03(\v2\x16.flotilla.v1.CandidateR\n" +
 	"candidates\x12*\n" +
-	"\x06events\x18\x04 \x03(\v2\x12.flotilla.v1.EventR\x06events\"s\n" +
+	"\x06events\x18\x04 \x03(\v2\x12.flotilla.v1.EventR\x06events\x12.\n" +
+	"\x05parts\x18\x05 \x03(\v2\x18.flotilla.v1.ExplanationR\x05parts\"s\n" +
 	"\tCandidate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -4140,41 +4184,42 @@ var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	48, // 30: flotilla.v1.Foresight.leaders:type_name -> flotilla.v1.LeaderChange
 	51, // 31: flotilla.v1.Explanation.candidates:type_name -> flotilla.v1.Candidate
 	26, // 32: flotilla.v1.Explanation.events:type_name -> flotilla.v1.Event
-	0,  // 33: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
-	2,  // 34: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
-	4,  // 35: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
-	5,  // 36: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
-	11, // 37: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
-	17, // 38: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
-	22, // 39: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
-	24, // 40: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
-	27, // 41: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
-	34, // 42: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
-	36, // 43: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
-	38, // 44: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
-	40, // 45: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
-	43, // 46: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
-	49, // 47: flotilla.v1.Cluster.Explain:input_type -> flotilla.v1.ExplainRequest
-	1,  // 48: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
-	3,  // 49: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
-	6,  // 50: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
-	6,  // 51: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
-	12, // 52: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
-	18, // 53: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
-	23, // 54: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
-	25, // 55: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
-	33, // 56: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
-	35, // 57: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
-	37, // 58: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
-	39, // 59: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
-	41, // 60: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
-	44, // 61: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
-	50, // 62: flotilla.v1.Cluster.Explain:output_type -> flotilla.v1.Explanation
-	48, // [48:63] is the sub-list for method output_type
-	33, // [33:48] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	50, // 33: flotilla.v1.Explanation.parts:type_name -> flotilla.v1.Explanation
+	0,  // 34: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
+	2,  // 35: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
+	4,  // 36: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
+	5,  // 37: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
+	11, // 38: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
+	17, // 39: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
+	22, // 40: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
+	24, // 41: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
+	27, // 42: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
+	34, // 43: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
+	36, // 44: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
+	38, // 45: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
+	40, // 46: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
+	43, // 47: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
+	49, // 48: flotilla.v1.Cluster.Explain:input_type -> flotilla.v1.ExplainRequest
+	1,  // 49: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
+	3,  // 50: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
+	6,  // 51: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
+	6,  // 52: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
+	12, // 53: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
+	18, // 54: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
+	23, // 55: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
+	25, // 56: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
+	33, // 57: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
+	35, // 58: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
+	37, // 59: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
+	39, // 60: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
+	41, // 61: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
+	44, // 62: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
+	50, // 63: flotilla.v1.Cluster.Explain:output_type -> flotilla.v1.Explanation
+	49, // [49:64] is the sub-list for method output_type
+	34, // [34:49] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_flotilla_v1_cluster_proto_init() }
@@ -4199,6 +4244,7 @@ func file_flotilla_v1_cluster_proto_init() {
 		(*ExplainRequest_Shard)(nil),
 		(*ExplainRequest_Group)(nil),
 		(*ExplainRequest_Node)(nil),
+		(*ExplainRequest_Decision)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

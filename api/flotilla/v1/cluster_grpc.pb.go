@@ -76,7 +76,7 @@ type ClusterClient interface {
 	// only tells what would come of that. It answers when the order is recorded.
 	ChangeCluster(ctx context.Context, in *ChangeClusterRequest, opts ...grpc.CallOption) (*ChangeClusterResponse, error)
 	// Explain says why a shard, a group's replicas or a node's are where they are,
-	// and why not elsewhere.
+	// and why not elsewhere; or what was decided from what, and what came of it.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*Explanation, error)
 }
 
@@ -287,7 +287,7 @@ type ClusterServer interface {
 	// only tells what would come of that. It answers when the order is recorded.
 	ChangeCluster(context.Context, *ChangeClusterRequest) (*ChangeClusterResponse, error)
 	// Explain says why a shard, a group's replicas or a node's are where they are,
-	// and why not elsewhere.
+	// and why not elsewhere; or what was decided from what, and what came of it.
 	Explain(context.Context, *ExplainRequest) (*Explanation, error)
 	mustEmbedUnimplementedClusterServer()
 }

@@ -1,0 +1,182 @@
+package shardctrler
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+)
+
+// facts are an explanation's, a line each.
+func facts(x *Explanation) string { return strings.Join(x.Facts, "\n") }
+
+// TestADecisionIsKeptWithItsInputs: from the load that was seen to what came of it.
+func TestADecisionIsKeptWithItsInputs(t *testing.T) {
+	w := &loadWorld{run: *afterBringUp(t), loads: make(map[shardmap.ShardID]ShardLoad)}
+	for i := range w.state.Shards {
+		w.loads[shardmap.ShardID(i)] = ShardLoad{Shard: shardmap.ShardID(i), Writes: 20}
+	}
+	w.loads[5] = ShardLoad{Shard: 5, Writes: 9_000}
+	home := w.state.Shards[5].Group
+	step := func() int {
+		seen := w.observe()
+		planned, moving := Plan(w.state, seen), len(w.state.movingShards())
+		if len(planned) > 0 {
+			w.must(t, CommitPlan(w.state, seen, planned))
+		}
+		for _, m := range w.state.underWay() {
+			w.must(t, ReportMove{Move: m.ID, State: MoveDone, Pause: 4_000})
+		}
+		return len(planned) + moving
+	}
+	for range 200 {
+		if step() == 0 {
+			break
+		}
+	}
+	s := w.state
+	if len(s.Decisions) != 3 || s.LastDecision != 3 {
+		t.Fatalf("%d decisions, the last %d", len(s.Decisions), s.LastDecision)
+	}
+	explained := func(id DecisionID) *Explanation {
+		x, err := ExplainDecision(s, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	balance, moves, effect := explained(1), explained(2), explained(3)
+	for _, want := range []string{"the planner took it", "from: nodes 1 up, 2 up, 3 up, 4 up; 5 groups", "from loads", "group 3 11540", "balance-load: group 3 has 11540",
+		"shard 5 alone has 9000", "in effect at once", "it is the same"} {
+		if !strings.Contains(facts(balance), want) {
+			t.Errorf("it does not say %q:\n%s", want, facts(balance))
+		}
+	}
+	if len(balance.Parts) != explainedParts || len(balance.Parts[0].Candidates) != 4 {
+		t.Errorf("parts %+v", balance.Parts)
+	}
+	for _, want := range []string{"127 operations", "from group 3 to group", "done in", "with a pause of 4ms", "and 63 operations more"} {
+		if !strings.Contains(facts(moves), want) {
+			t.Errorf("it does not say %q:\n%s", want, facts(moves))
+		}
+	}
+	if want := "config 2 was to leave group 3 9000 requests a second: it has 9000, and each other at most"; !strings.Contains(facts(effect), want) {
+		t.Errorf("it does not say %q:\n%s", want, facts(effect))
+	}
+	if x, _ := ExplainShard(s, w.observe(), s.shardsOf(home)[0]); !strings.Contains(facts(x), "9000 writes a second") {
+		t.Errorf("the shard's load is not told:\n%s", facts(x))
+	}
+	for _, e := range s.Events {
+		if (e.Kind == "move" || e.Kind == "move-done") && e.Decision != 2 {
+			t.Fatalf("%+v", e)
+		}
+	}
+	if _, err := ExplainDecision(s, 9); err == nil || !strings.Contains(err.Error(), "1 to 3") {
+		t.Errorf("a decision that is none: %v", err)
+	}
+}
+
+// TestReplayNoticesADifference: a record that is not what would be decided is told.
+func TestReplayNoticesADifference(t *testing.T) {
+	r := afterBringUp(t)
+	seen := allUp(r.state)
+	seen.Nodes[3] = ObservedNode{ID: 4, Silent: downAfter}
+	planned := Plan(r.state, seen)
+	if len(planned) == 0 {
+		t.Fatal("nothing is planned")
+	}
+	r.must(t, CommitPlan(r.state, seen, planned))
+	d := r.state.Decisions[0]
+	if differs, err := d.Replay(); differs != "" || err != nil {
+		t.Fatalf("%s, %v", differs, err)
+	}
+	d.Planned = clipped(d.Planned)
+	d.Planned[0].Reason = "because"
+	if differs, _ := d.Replay(); !strings.Contains(differs, "because") {
+		t.Errorf("another reason: %q", differs)
+	}
+	d.Planned = d.Planned[:len(d.Planned)-1]
+	if differs, _ := d.Replay(); differs == "" {
+		t.Error("an operation is missing, and nobody says so")
+	}
+	d.Scene = nil
+	if _, err := d.Replay(); err == nil {
+		t.Error("it is decided again from nothing")
+	}
+	r.must(t, OrderMove{Shard: 7, To: r.state.Shards[8].Group})
+	order := r.state.Decisions[1]
+	if differs, err := order.Replay(); differs != "" || err != nil {
+		t.Fatalf("%s, %v", differs, err)
+	}
+	order.Digest++
+	if differs, _ := order.Replay(); differs == "" {
+		t.Error("an order led to another state, and nobody says so")
+	}
+}
+
+// TestAPlanOfAnotherStateIsRefused: what is kept as its inputs would not be those.
+func TestAPlanOfAnotherStateIsRefused(t *testing.T) {
+	r := afterBringUp(t)
+	seen := allUp(r.state)
+	seen.Nodes[3] = ObservedNode{ID: 4, Silent: downAfter}
+	plan := CommitPlan(r.state, seen, Plan(r.state, seen))
+	r.apply(Register{Registration: registrationOf("e")})
+	before := len(r.state.Events)
+	for _, refused := range r.apply(plan).(Committed).Refused {
+		if refused == nil || !strings.Contains(refused.Error(), "a newer one") {
+			t.Errorf("answered %v", refused)
+		}
+	}
+	if len(r.state.Decisions) != 0 || len(r.state.Events) != before {
+		t.Errorf("%d decisions, events %+v", len(r.state.Decisions), r.state.Events[before:])
+	}
+	plan = CommitPlan(r.state, seen, Plan(r.state, seen))
+	s, answers, _ := apply(r.state, r.state.Applied+1, r.state.Time, []Command{Register{Registration: registrationOf("f")}, plan})
+	if answers[1].(Committed).Refused[0] == nil || len(s.Decisions) != 0 {
+		t.Error("a plan is taken behind another command of its entry")
+	}
+}
+
+// TestDecisionsAreBounded in number and bytes.
+func TestDecisionsAreBounded(t *testing.T) {
+	d := begin(new(State), 1, 1)
+	for i := range decisionsMax + 10 {
+		d.addDecision(Decision{ID: DecisionID(i + 1)})
+	}
+	if n := len(d.Decisions); n != decisionsMax || d.Decisions[0].ID != 11 {
+		t.Errorf("%d decisions from %d on", n, d.Decisions[0].ID)
+	}
+	for i := range 20 {
+		d.addDecision(Decision{ID: DecisionID(decisionsMax + 11 + i), Scene: make([]byte, sceneMax)})
+	}
+	if n := len(d.Decisions); n > decisionBytesMax/sceneMax {
+		t.Errorf("%d decisions of %d bytes", n, sceneMax)
+	}
+	if !d.touched[recordKey{recordDecision, 11}] {
+		t.Error("one that is forgotten stays stored")
+	}
+}
+
+// TestScenesRoundTrip, packed and plain; damage is an error.
+func TestScenesRoundTrip(t *testing.T) {
+	r := afterBringUp(t)
+	w := &loadWorld{run: *r, loads: map[shardmap.ShardID]ShardLoad{3: {Shard: 3, Reads: 1, Writes: 1 << 40, Bytes: 7}}}
+	seen := w.observe()
+	seen.Groups[2].Members[1].Stalled, seen.Groups[2].Members[1].Lag = true, -1
+	for _, b := range [][]byte{encodeScene(r.state, seen), packScene(r.state, seen)} {
+		got, err := decodeScene(b)
+		if err != nil || !reflect.DeepEqual(got.observed, seen) || !reflect.DeepEqual(got.state.Shards, r.state.Shards) ||
+			!reflect.DeepEqual(got.state.Groups, r.state.Groups) || !reflect.DeepEqual(got.state.Nodes, r.state.Nodes) {
+			t.Fatalf("%v: %+v", err, got)
+		}
+		for cut := range len(b) {
+			if _, err := decodeScene(b[:cut]); err == nil {
+				t.Fatalf("%d bytes of %d are a scene", cut, len(b))
+			}
+		}
+	}
+	if plain, packed := len(encodeScene(r.state, seen)), len(packScene(r.state, seen)); packed*2 > plain {
+		t.Errorf("%d bytes packed are %d", plain, packed)
+	}
+}
