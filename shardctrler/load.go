@@ -219,18 +219,13 @@ func (b *loadBalance) balance(groups []raft.GroupID) {
 // relieve moves shards of a group to those that have least to do, and tells
 // whether that is worth it.
 func (b *loadBalance) relieve(r *relief, open []raft.GroupID) bool {
-	b.evenOut(r, open)
-	if hot := b.hottest[r.group]; hot.weight > r.mean && 2*hot.weight > r.before && b.holds(hot) {
+	if hot := b.hottest[r.group]; hot.weight > r.mean && 2*hot.weight > r.before {
 		r.hot = hot
 		b.isolate(r, open)
 		return float64(r.before-b.weights[r.group]) >= loadAlone*float64(r.before)
 	}
+	b.evenOut(r, open)
 	return float64(r.after) <= (1-loadGain)*float64(r.before)
-}
-
-// holds tells whether a shard is still where it was.
-func (b *loadBalance) holds(hot placed) bool {
-	return !slices.ContainsFunc(b.moved, func(m Reassigned) bool { return m.Shard == hot.shard })
 }
 
 // evenOut moves, each time, the shard that evens out most, until the group has
@@ -262,7 +257,6 @@ func (b *loadBalance) isolate(r *relief, open []raft.GroupID) {
 			b.move(r, i, b.idlest(open))
 		}
 	}
-	r.after = b.weights[r.group]
 }
 
 func (b *loadBalance) movable(s placed, r *relief) bool {

@@ -82,8 +82,32 @@ func moveMutants() []*mutant {
 		{
 			name:    "owner-before-the-target-serves",
 			breaks:  "who owns a shard is recorded when its target says that it serves",
-			changes: in("shardctrler/moves.go", "\td.putMove(m)\n\td.addEvent(\"move\",", "\td.setOwner(m.Shard, shardmap.Assignment{Group: m.To, Generation: m.Generation + 1})\n\td.putMove(m)\n\td.addEvent(\"move\","),
+			changes: in("shardctrler/moves.go", "\td.putMove(m)\n\td.addMoveEvent(m, \"move\",", "\td.setOwner(m.Shard, shardmap.Assignment{Group: m.To, Generation: m.Generation + 1})\n\td.putMove(m)\n\td.addMoveEvent(m, \"move\","),
 			killers: by(controller, "TestOrderMove"),
+		},
+		{
+			name:    "plan-of-another-state",
+			breaks:  "a decision is kept with the state that it was planned from",
+			changes: in("shardctrler/decision.go", "c.Applied != d.before || d.changed()", "c.Applied > d.before"),
+			killers: by(controller, "TestAPlanOfAnotherStateIsRefused"),
+		},
+		{
+			name:    "decision-without-what-was-seen",
+			breaks:  "a decision that is taken again from what is kept is the same",
+			changes: in("shardctrler/decision.go", "packScene(s, o.needed(planned))", "packScene(s, Observed{})"),
+			killers: drawn(controller, "TestPlansInAnyHistory"),
+		},
+		{
+			name:    "loads-of-former-owners",
+			breaks:  "a shard's load is that of the group that serves it",
+			changes: in("shardctrler/load.go", "uint64(l.Shard) >= uint64(len(shards)) || shards[l.Shard].Group != group", "uint64(l.Shard) >= uint64(len(shards))"),
+			killers: by(controller, "TestLoadsThatMoveNothing"),
+		},
+		{
+			name:    "loads-balanced-for-ever",
+			breaks:  "shards move for loads only where that is worth it",
+			changes: in("shardctrler/load.go", "loadOver     = 1.25             // times the mean of the groups: a group with more has too much\n\tloadGain     = 0.10             // of what the busiest group has: by so much the most must become less", "loadOver = 1.0\n\tloadGain = 0"),
+			killers: drawn(controller, "TestLoadsAreEvenedOut"),
 		},
 		{
 			name:    "membership-observed-uncommitted",
