@@ -28,6 +28,7 @@
 //	Group Time             is not made by one clock that is wrong, unless one voter is all (raft.go)
 //	Durable Promise        a vote, term or acknowledgement that was sent is on the disk (raft.go)
 //	One Owner              a shard has one group in one generation (state.go)
+//	Replay                 decisions taken again from what is kept of them are the same (state.go)
 //	Equal Replicas         replicas at one applied index hold the same bytes (state.go)
 //	Linearizability        of every key, unknown outcomes left open (history.go)
 //	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that

@@ -207,6 +207,7 @@ func (w *world) finish() {
 		}
 	}
 	w.states.checkTable()
+	w.states.checkDecisions()
 	for o := range w.states.owners {
 		w.counts.Moved += int(o.generation) - 1 // of those that own them now
 	}

@@ -6,6 +6,7 @@ import (
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/statestore"
+	"github.com/flotilla-kv/flotilla/shardctrler"
 )
 
 // stateChecker compares what replicas hold.
@@ -13,6 +14,7 @@ type stateChecker struct {
 	w       *world
 	digests map[raft.GroupID]map[raft.Index]digest
 	owners  map[owned]raft.GroupID
+	decided shardctrler.DecisionID // through which decisions were taken again
 }
 
 // digest is what a replica held at an applied index.
@@ -106,6 +108,24 @@ func (c *stateChecker) checkTable() {
 			owner, known := c.owners[owned{uint64(i), uint64(at.Generation)}]
 			if at.Group != 0 && (!known || owner != at.Group) {
 				c.w.fail("One Owner", "shard %d of generation %d is owned by group %d, the config group says %d", i, at.Generation, owner, at.Group)
+			}
+		}
+	}
+}
+
+// checkDecisions: from what is kept of it, the controller decides the same again.
+func (c *stateChecker) checkDecisions() {
+	for _, n := range c.w.nodes {
+		if n.wiped || !n.governs() {
+			continue
+		}
+		for _, d := range n.control.machine.State().Decisions {
+			if d.ID <= c.decided {
+				continue
+			}
+			c.decided = d.ID
+			if differs, err := d.Replay(); err != nil || differs != "" {
+				c.w.fail("Replay", "decision %d: %s, %v", d.ID, differs, err)
 			}
 		}
 	}
