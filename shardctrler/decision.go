@@ -229,13 +229,13 @@ func digestOf(s *State) uint64 {
 
 // order applies what an operator ordered, and keeps it as a decision.
 func (d *draft) order(c Command, apply func() any) any {
-	before := encodeScene(&d.State, Observed{})
+	before, last := encodeScene(&d.State, Observed{}), d.LastEvent
 	d.decision = d.LastDecision + 1
 	answer := apply()
 	decision := Decision{ID: d.decision, Time: d.Time, Order: EncodeCommand(c)}
 	d.decision = 0
-	if _, refused := answer.(error); refused {
-		return answer
+	if _, refused := answer.(error); refused || d.LastEvent == last {
+		return answer // nothing was decided
 	}
 	d.beginMoves()
 	decision.Digest = digestOf(&d.State)

@@ -109,6 +109,12 @@ func TestReplayNoticesADifference(t *testing.T) {
 	if differs, err := order.Replay(); differs != "" || err != nil {
 		t.Fatalf("%s, %v", differs, err)
 	}
+	r.must(t, CancelMove{Move: r.state.Moves[0].ID})
+	r.must(t, ReportMove{Move: r.state.Moves[0].ID, State: MoveCancelled})
+	r.must(t, CancelMove{Move: r.state.Moves[0].ID})
+	if n := len(r.state.Decisions); n != 3 {
+		t.Errorf("%d decisions after an order that is carried out already", n)
+	}
 	order.Digest++
 	if differs, _ := order.Replay(); differs == "" {
 		t.Error("an order led to another state, and nobody says so")
