@@ -188,7 +188,7 @@ func ExplainGroup(s *State, o Observed, id raft.GroupID) (*Explanation, error) {
 		x.fact("node %d leads it; node %d should, and takes over when it is up and has the log", seen.Leader, g.Preferred)
 	}
 	if op, pending := s.pendingFor(id); pending {
-		x.fact("operation %d (%s) is under way for %v: %s", op.ID, op.Body.kind(), time.Duration(max(0, s.Time-op.At))*time.Millisecond, op.Reason)
+		x.fact("operation %d (%s) is under way since %s: %s", op.ID, op.Body.kind(), timeText(op.At), op.Reason)
 	}
 	for _, planned := range Plan(s, o) {
 		if on, waits := planned.group(); waits && on == id {

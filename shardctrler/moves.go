@@ -202,6 +202,11 @@ func (d *draft) forgetMoves() {
 }
 
 func (d *draft) orderMove(c OrderMove) (Ordered, error) {
+	if m, moving := d.movingShards()[c.Shard]; moving && m.To == c.To && !m.Cancel && d.config().Owners[c.Shard] == c.To {
+		if _, pinned := slices.BinarySearch(d.config().Pinned, c.Shard); pinned {
+			return Ordered{Move: m.ID, Config: d.config().Num}, nil // the same order again: its answer may have been lost
+		}
+	}
 	if err := d.checkOrder(c); err != nil {
 		return Ordered{}, err
 	}

@@ -61,6 +61,7 @@ func (p *planner) replicas() {
 		p.groupReplicas(g)
 	}
 	if !p.lacking {
+		p.rezone()
 		p.spread()
 	}
 }
@@ -197,18 +198,26 @@ func (p *planner) badness(id raft.NodeID) int {
 	return 2
 }
 
-// swap ends what spread began: a learner takes the place of the voter whose node
-// has the most to carry; or it is given up, if that would gain nothing by now.
+// swap ends what rezone or spread began: a learner takes the place of a voter of
+// a zone that has too many, or else of the voter whose node has the most to carry;
+// or it is given up, if that would gain nothing by now.
 func (p *planner) swap(g Group, seen ObservedGroup, kept, usable []ObservedMember, size int) {
 	in := usable[:1]
 	to := p.sitesOf(in)[0]
 	may := slices.DeleteFunc(slices.Clone(kept), func(m ObservedMember) bool {
 		return !p.maySwap(quietGroup{voters: kept}, p.sitesOf([]ObservedMember{m})[0], to)
 	})
+	inZone := zonesOf(p.sitesOf(kept))
+	better := func(m ObservedMember) bool {
+		return inZone[p.sitesOf([]ObservedMember{m})[0].Zone] >= inZone[to.Zone]+2
+	}
+	if crowded := slices.DeleteFunc(slices.Clone(may), func(m ObservedMember) bool { return !better(m) }); len(crowded) > 0 {
+		may = crowded
+	}
 	out := slices.MaxFunc(append(may, ObservedMember{}), func(a, b ObservedMember) int {
 		return cmp.Or(cmp.Compare(p.load[a.Node], p.load[b.Node]), compare(a.Node, b.Node))
 	})
-	if out.Node == 0 || p.load[out.Node] < p.load[in[0].Node] || len(kept) > size {
+	if out.Node == 0 || p.load[out.Node] < p.load[in[0].Node] && !better(out) || len(kept) > size {
 		p.load[in[0].Node]--
 		p.settle(g, seen, kept, nil, "the loads have changed: the learner is not needed")
 		return
@@ -298,6 +307,47 @@ func (p *planner) takers() []Site {
 
 func caughtUp(learners []ObservedMember) bool {
 	return !slices.ContainsFunc(learners, func(m ObservedMember) bool { return m.Lag < 0 || m.Lag > learnerLagMax })
+}
+
+// rezone moves replicas of groups that could be spread over zones more evenly:
+// from a zone to one that has at least two fewer of the group.
+func (p *planner) rezone() {
+	for i := 0; i < len(p.quiet) && p.changes < changesMax; {
+		q := p.quiet[i]
+		from, to, ok := p.betterZone(q)
+		if !ok {
+			i++
+			continue
+		}
+		p.quiet = slices.Delete(p.quiet, i, i+1)
+		p.load[from.ID]--
+		p.learn(q.group, q.voters, nil, []Site{to}, "zone %q has two more replicas of group %d than zone %q: one goes over", from.Zone, q.group.ID, to.Zone)
+	}
+}
+
+// betterZone finds the replica of a group that should go to another zone, and
+// the node there that has least to carry.
+func (p *planner) betterZone(q quietGroup) (from, to Site, ok bool) {
+	sites := p.sitesOf(q.voters)
+	inZone := zonesOf(sites)
+	takers := slices.DeleteFunc(p.takers(), func(s Site) bool { return isSite(sites, s.ID) })
+	if len(takers) == 0 || len(sites) == 0 {
+		return Site{}, Site{}, false
+	}
+	from = slices.MaxFunc(sites, func(a, b Site) int {
+		return cmp.Or(cmp.Compare(inZone[a.Zone], inZone[b.Zone]), cmp.Compare(p.load[a.ID], p.load[b.ID]), compare(a.ID, b.ID))
+	})
+	to = pickSites(takers, sites, 1)[0]
+	return from, to, inZone[from.Zone] >= inZone[to.Zone]+2
+}
+
+// zonesOf counts the sites of each zone.
+func zonesOf(sites []Site) map[string]int {
+	inZone := make(map[string]int)
+	for _, s := range sites {
+		inZone[s.Zone]++
+	}
+	return inZone
 }
 
 // spread moves replicas from the nodes that have the most to those that have the

@@ -26,6 +26,8 @@ type planWorld struct {
 	given   map[raft.GroupID]raft.ReplicaID    // the highest ever
 	loads   map[shardmap.ShardID]ShardLoad
 	zones   int
+
+	explained DecisionID // through here
 }
 
 func newPlanWorld(t *rapid.T) *planWorld {
@@ -328,7 +330,13 @@ func (w *planWorld) check() {
 			w.Fatalf("group %d has %d voters", g.ID, voters)
 		}
 	}
-	if !complete || w.zones > 1 || p.tooManyDown() {
+	if !complete || p.tooManyDown() {
+		return
+	}
+	for _, g := range s.replicaGroups() {
+		w.checkZones(p, g)
+	}
+	if w.zones > 1 {
 		return
 	}
 	least, most := 1<<30, 0
@@ -337,6 +345,23 @@ func (w *planWorld) check() {
 	}
 	if most-least > 1 && len(s.replicaGroups()) > 0 {
 		w.Fatalf("the nodes have %v replicas", slices.Collect(maps.Values(load)))
+	}
+}
+
+// checkZones: no replica of a group could go to a zone that has two fewer.
+func (w *planWorld) checkZones(p *planner, g Group) {
+	inZone, has := make(map[string]int), make(map[raft.NodeID]bool)
+	for _, m := range g.Members {
+		n, _ := w.state.node(m.Node)
+		inZone[n.Zone]++
+		has[m.Node] = true
+	}
+	for _, site := range p.live {
+		for zone, n := range inZone {
+			if !has[site.ID] && n >= inZone[site.Zone]+2 {
+				w.Fatalf("group %d has %d replicas in zone %q and %d in zone %q, where node %d has none: %s", g.ID, n, zone, inZone[site.Zone], site.Zone, site.ID, membersText(g.Members))
+			}
+		}
 	}
 }
 
@@ -372,6 +397,10 @@ func (w *planWorld) checkExplained() {
 		}
 	}
 	for _, d := range s.Decisions {
+		if d.ID <= w.explained {
+			continue
+		}
+		w.explained = d.ID
 		x, err := ExplainDecision(s, d.ID)
 		add(x, err)
 		if text := strings.Join(x.Facts, "\n"); !strings.Contains(text, "decided again from the same, it is the same") || strings.Contains(text, "forgotten") {
@@ -528,14 +557,21 @@ func TestTopologyRefusals(t *testing.T) {
 	r.must(t, RemoveGroup{Group: r.state.LastGroup})
 	r.must(t, Commit{Operations: []Operation{{Body: DestroyGroup{Group: r.state.LastGroup}}}})
 	r.must(t, DrainNode{Node: 1})
-	r.refuses(t, DrainNode{Node: 1}, "already")
+	events := len(r.state.Events)
+	r.must(t, DrainNode{Node: 1}) // again
+	if len(r.state.Events) != events {
+		t.Errorf("the same order again is noted: %+v", r.state.Events[events:])
+	}
 	r.refuses(t, DrainNode{Node: 2}, "add a node first")
 	r.must(t, DrainNode{Node: 1, Back: true})
 	for _, g := range []raft.GroupID{2, 3, 4} {
-		if left := r.must(t, RemoveGroup{Group: g}).(Left); left.Config != r.state.config().Num {
+		num := r.state.config().Num + 1
+		if left := r.must(t, RemoveGroup{Group: g}).(Left); left.Config != num {
 			t.Errorf("%+v", left)
 		}
-		r.refuses(t, RemoveGroup{Group: g}, "already")
+		if again := r.must(t, RemoveGroup{Group: g}).(Left); again.Config != r.state.config().Num || r.state.config().Num != num {
+			t.Errorf("the same order again: %+v", again)
+		}
 		r.refuses(t, OrderMove{Shard: 1, To: g}, "being removed")
 	}
 	r.refuses(t, RemoveGroup{Group: 5}, "the last")

@@ -23,12 +23,12 @@ func (c *Controller) ChangeCluster(ctx context.Context, r *flotillav1.ChangeClus
 			return nil, err
 		}
 		seen := c.assumed(state)
+		if r.DryRun {
+			return foreseen(state, seen, r)
+		}
 		command, err := changeFromWire(state, seen, r)
 		if err != nil {
 			return nil, err
-		}
-		if r.DryRun {
-			return foreseen(state, seen, command, r)
 		}
 		if command == nil {
 			return nil, invalid("there is nothing to be changed")
@@ -109,11 +109,17 @@ func changed(s *State, command Command, answer any) *flotillav1.ChangeClusterRes
 
 const addedNodesMax = 64 // that one dry run thinks of
 
-func foreseen(s *State, seen Observed, command Command, r *flotillav1.ChangeClusterRequest) (*flotillav1.ChangeClusterResponse, error) {
+func foreseen(s *State, seen Observed, r *flotillav1.ChangeClusterRequest) (*flotillav1.ChangeClusterResponse, error) {
 	if len(r.AddNodes) > addedNodesMax {
 		return nil, invalid("%d nodes that join: at most %d", len(r.AddNodes), addedNodesMax)
 	}
-	what := WhatIf{Command: command, Add: r.AddNodes}
+	what := WhatIf{Add: r.AddNodes}
+	var err error
+	if groups, adds := r.Change.(*flotillav1.ChangeClusterRequest_AddGroups); adds {
+		what.Groups = int(groups.AddGroups)
+	} else if what.Command, err = changeFromWire(s, seen, r); err != nil {
+		return nil, err
+	}
 	for _, id := range r.LoseNodes {
 		what.Lose = append(what.Lose, raft.NodeID(id))
 	}

@@ -123,8 +123,8 @@ func (d *draft) removeGroup(c RemoveGroup) (Left, error) {
 		return Left{}, invalid("group %d is the config group: without it there is no cluster", c.Group)
 	case !ok:
 		return Left{}, invalid("there is no group %d; the groups are %s", c.Group, groupsText(d.replicaGroups()))
-	case g.Leaving:
-		return Left{}, invalid("group %d is being removed already", c.Group)
+	case g.Leaving: // the same order again: its answer may have been lost
+		return Left{Config: d.config().Num}, nil
 	case len(d.servingGroups()) == 1:
 		return Left{}, invalid("group %d is the last that has shards: add another first with `flotilla group add`", c.Group)
 	}
@@ -186,8 +186,8 @@ func (d *draft) drainNode(c DrainNode) error {
 		return invalid("there is no node %d", c.Node)
 	case c.Back && !n.Drain:
 		return invalid("node %d is not being drained: it is %v", c.Node, n.State)
-	case !c.Back && n.Drain:
-		return invalid("node %d is being drained already", c.Node)
+	case !c.Back && n.Drain: // the same order again: its answer may have been lost
+		return nil
 	case !c.Back && n.State == shardmap.NodeDown:
 		return stale("node %d is down: if it is gone for good, take it out with `flotilla node remove %s`", c.Node, n.Name)
 	}

@@ -11,6 +11,7 @@ import (
 // WhatIf is a change that is only thought of.
 type WhatIf struct {
 	Command Command       // nil: none
+	Groups  int           // that are added then, on the nodes that are there by then
 	Lose    []raft.NodeID // nodes that die for good
 	Add     []string      // the zones of nodes that join
 }
@@ -74,6 +75,15 @@ func Foresee(s *State, o Observed, w WhatIf) (Foresight, error) {
 	}
 	if w.Command != nil {
 		if err := f.apply(w.Command); err != nil {
+			return Foresight{}, err
+		}
+	}
+	if w.Groups != 0 {
+		join, err := Join(f.state, f.now, w.Groups, 0)
+		if err == nil {
+			err = f.apply(join)
+		}
+		if err != nil {
 			return Foresight{}, err
 		}
 	}
