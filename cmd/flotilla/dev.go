@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/flotilla-kv/flotilla/node"
+	"github.com/flotilla-kv/flotilla/shardctrler"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -117,10 +118,10 @@ func runDev(ctx context.Context, out io.Writer, logger *slog.Logger, o devOption
 	for _, n := range nodes {
 		printAddresses(out, n)
 	}
-	err = bringUp(ctx, nodes, o)
+	nodes, err = bringUp(ctx, out, nodes)
 	if err == nil {
 		fmt.Fprintln(out, "flotilla: ready")
-		err = waitForEnd(ctx, nodes)
+		nodes, err = waitForEnd(ctx, out, nodes)
 	}
 	stopErr := stopNodes(nodes)
 	if err != nil && !errors.Is(err, context.Canceled) {
@@ -257,18 +258,51 @@ func joinFresh(ctx context.Context, n *node.Node, i int, o devOptions, dir strin
 }
 
 // bringUp waits until the cluster serves: every node ready, and the config
-// group at min(nodes, 3) replicas.
-func bringUp(ctx context.Context, nodes []*node.Node, o devOptions) error {
+// group at min(nodes, 3) replicas. Nodes that the cluster has removed are left
+// out; those that run are returned.
+func bringUp(ctx context.Context, out io.Writer, nodes []*node.Node) (run []*node.Node, err error) {
 	ctx, cancel := withReadyLimit(ctx)
 	defer cancel()
 	var waiting sync.Map
 	for i, n := range nodes {
-		err := n.WaitReady(ctx, func(what string) { waiting.Store(i, what) })
-		if err != nil {
-			return readyError(ctx, n, &waiting, i, err)
+		removed, err := waitReady(ctx, n, func(what string) { waiting.Store(i, what) })
+		switch {
+		case removed:
+			leaveOut(out, n)
+		case err != nil:
+			return append(run, nodes[i:]...), readyError(ctx, n, &waiting, i, err)
+		default:
+			run = append(run, n)
 		}
 	}
-	return nodes[0].WaitConfigReplicas(ctx, min(o.Nodes, 3))
+	if len(run) == 0 {
+		return nil, errors.New("all nodes of the data dir were removed from the cluster: use another --data-dir")
+	}
+	return run, run[0].WaitConfigReplicas(ctx, min(len(run), 3))
+}
+
+// waitReady waits until a node is ready, or hears that it was removed.
+func waitReady(ctx context.Context, n *node.Node, report func(string)) (removed bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ready := make(chan error, 1)
+	go func() { ready <- n.WaitReady(ctx, report) }()
+	select {
+	case err = <-ready:
+	case err = <-n.Failed():
+		cancel(err)
+		<-ready
+	}
+	return errors.Is(err, shardctrler.ErrNodeRemoved), err
+}
+
+// leaveOut stops a node that the cluster has removed.
+func leaveOut(out io.Writer, n *node.Node) {
+	a := n.Addresses()
+	fmt.Fprintf(out, "flotilla: %s was removed from the cluster: it is stopped, and the others go on\n", a.Name)
+	if err := stopNode(n, stopTimeout, false); err != nil && !errors.Is(err, shardctrler.ErrNodeRemoved) {
+		fmt.Fprintf(out, "flotilla: %s: %v\n", a.Name, err)
+	}
 }
 
 // makeCluster runs init at the first node. A crash between init and the shape
@@ -290,28 +324,40 @@ func readyError(ctx context.Context, n *node.Node, waiting *sync.Map, i int, err
 	return err
 }
 
-// waitForEnd returns when ctx ends (nil) or the first node fails.
-func waitForEnd(ctx context.Context, nodes []*node.Node) error {
-	failed := make(chan error, len(nodes))
+// waitForEnd returns when ctx ends (nil) or a node fails. One that is removed
+// only leaves; those that are left are returned.
+func waitForEnd(ctx context.Context, out io.Writer, nodes []*node.Node) (left []*node.Node, err error) {
+	type failure struct {
+		node *node.Node
+		err  error
+	}
+	failed := make(chan failure, len(nodes))
 	done := make(chan struct{})
 	var watchers sync.WaitGroup
 	for _, n := range nodes {
 		watchers.Go(func() {
 			select {
 			case err := <-n.Failed():
-				failed <- fmt.Errorf("%s: %w", n.Addresses().Name, err)
+				failed <- failure{n, err}
 			case <-done:
 			}
 		})
 	}
 	defer watchers.Wait()
 	defer close(done)
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-failed:
-		return err
+	for len(nodes) > 0 {
+		select {
+		case <-ctx.Done():
+			return nodes, nil
+		case f := <-failed:
+			if !errors.Is(f.err, shardctrler.ErrNodeRemoved) {
+				return nodes, fmt.Errorf("%s: %w", f.node.Addresses().Name, f.err)
+			}
+			leaveOut(out, f.node)
+			nodes = slices.DeleteFunc(nodes, func(n *node.Node) bool { return n == f.node })
+		}
 	}
+	return nil, nil
 }
 
 // stopNodes stops all nodes at once; there is nobody to hand leaderships to.

@@ -3,6 +3,7 @@
 package process
 
 import (
+	"fmt"
 	"syscall"
 	"testing"
 	"time"
@@ -53,4 +54,39 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 	c.start(victim)
 	c.waitReady(victim)
+}
+
+// TestDevGoesOnWithoutARemovedNode: the others serve, and so they do after a
+// restart on the same data dir.
+func TestDevGoesOnWithoutARemovedNode(t *testing.T) {
+	d := startDev(t, t.TempDir(), "--nodes", "4", "--shards", "16")
+	server := d.grpc(1)
+	for _, args := range [][]string{{"put", "key", "value"}, {"node", "drain", "node1"}, {"node", "drain", "node1"}} {
+		if _, stderr, code := flotilla(t, append([]string{"--server", server}, args...)...); code != 0 {
+			t.Fatalf("%v: exit %d, %s", args, code, stderr)
+		}
+	}
+	eventually(t, 60*time.Second, func() error {
+		_, stderr, code := flotilla(t, "--server", server, "node", "remove", "node1")
+		if code != 0 {
+			return fmt.Errorf("exit %d: %s", code, stderr)
+		}
+		return nil
+	})
+	const left = "node1 was removed from the cluster: it is stopped, and the others go on"
+	serves := func() {
+		t.Helper()
+		if value, stderr, code := flotilla(t, "--server", server, "get", "key"); code != 0 || value != "value" {
+			t.Errorf("get: %q, exit %d, %s", value, code, stderr)
+		}
+		if s := statusAt(t, server); len(s.Nodes) != 3 {
+			t.Errorf("%d nodes", len(s.Nodes))
+		}
+	}
+	d.process.waitLine(left, 20*time.Second)
+	serves()
+	d.process.terminate(30 * time.Second)
+	d.start()
+	d.process.waitLine(left, 20*time.Second)
+	serves()
 }
