@@ -18,7 +18,6 @@ const (
 	historyBytesMax  = 1 << 20   // at it the oldest goes
 	historyValueMax  = 256 << 10 // what is larger is told without its value
 	historyNodeBytes = 256 << 20 // of all the groups of a node, what is beyond the least aside
-	historyStagedMax = 64 << 10  // memory that is kept for the next batch
 )
 
 // history is what has lately changed in a group's shards, in the order of its
@@ -31,7 +30,9 @@ const (
 type history struct {
 	budget *atomic.Int64 // of the node: bytes that rings may still take; nil: no bound
 
-	staged []byte // of the batch that is not committed; the machine's
+	// Of the batch that is not committed; the machine's.
+	staged *[]byte                     // nil: nothing. The memory is shared by the groups
+	beyond map[shardmap.ShardID]uint64 // the versions reached, if it was more than a ring holds
 
 	mu       sync.Mutex // guards what follows; held for no more than a copy
 	ring     []byte     // what lies at offset o is at o modulo its length
@@ -78,13 +79,45 @@ func (h *history) add(sh *heldShard, kind flotillav1.WatchEvent_Kind, key, value
 	if len(value) > historyValueMax {
 		k, value = k|eventLarge, nil
 	}
-	b := binary.BigEndian.AppendUint32(h.staged, uint32(eventHead+len(key)+len(value)))
+	if h.staged == nil {
+		h.staged = stagedMemory.Get().(*[]byte)
+	}
+	if h.beyond != nil || len(*h.staged)+eventHead+len(key)+len(value) > historyBytesMax {
+		h.overflow(sh)
+		return
+	}
+	b := binary.BigEndian.AppendUint32(*h.staged, uint32(eventHead+len(key)+len(value)))
 	b = append(b, k)
 	b = binary.BigEndian.AppendUint32(b, uint32(sh.id))
 	b = binary.BigEndian.AppendUint64(b, sh.writes)
 	b = binary.BigEndian.AppendUint64(b, uint64(expires))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(key)))
-	h.staged = append(append(b, key...), value...)
+	*h.staged = append(append(b, key...), value...)
+}
+
+// stagedMemory is that of batches.
+var stagedMemory = sync.Pool{New: func() any { return new([]byte) }}
+
+// overflow gives up the events of a batch: no ring would hold them.
+func (h *history) overflow(sh *heldShard) {
+	if h.beyond == nil {
+		h.beyond = make(map[shardmap.ShardID]uint64)
+		for rest := *h.staged; len(rest) > 0; {
+			var e event
+			e, rest, _ = cutEvent(rest)
+			h.beyond[e.shard] = e.version
+		}
+	}
+	h.beyond[sh.id] = sh.writes
+}
+
+// unstage lets go of what was staged.
+func (h *history) unstage() {
+	if h.staged != nil {
+		*h.staged = (*h.staged)[:0]
+		stagedMemory.Put(h.staged)
+	}
+	h.staged, h.beyond = nil, nil
 }
 
 // cutEvent takes the first event off b, sharing its bytes; false: it is not
@@ -112,7 +145,7 @@ func cutEvent(b []byte) (e event, rest []byte, whole bool) {
 
 // restart begins anew: nothing is known of what was before.
 func (h *history) restart(applied raft.Index, shards []*heldShard) {
-	h.staged = nil
+	h.unstage()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.start = h.end
@@ -129,24 +162,35 @@ func (h *history) publish(applied raft.Index, shards []*heldShard) {
 	defer h.mu.Unlock()
 	h.applied = applied
 	h.show(shards)
-	if len(h.staged) == 0 && shards == nil {
+	if h.staged != nil {
+		h.take(*h.staged)
+		h.unstage()
+	} else if shards == nil {
 		return
 	}
-	for rest := h.staged; len(rest) > 0; {
+	h.wake()
+}
+
+// take puts a batch's events into the ring.
+func (h *history) take(staged []byte) {
+	for rest := staged; len(rest) > 0; {
 		var e event
 		e, rest, _ = cutEvent(rest)
-		s := h.shards[e.shard]
-		s.through = max(s.through, e.version)
+		h.reach(e.shard, e.version)
 	}
-	if h.room(len(h.staged)) {
-		h.put(h.staged)
+	for id, version := range h.beyond {
+		h.reach(id, version)
+	}
+	if h.beyond == nil && h.room(len(staged)) {
+		h.put(staged)
 	} else {
 		h.forget()
 	}
-	if h.staged = h.staged[:0]; cap(h.staged) > historyStagedMax {
-		h.staged = nil
-	}
-	h.wake()
+}
+
+func (h *history) reach(id shardmap.ShardID, version uint64) {
+	s := h.shards[id]
+	s.through = max(s.through, version)
 }
 
 // show takes in how shards stand. The history of a copy that is new begins with
