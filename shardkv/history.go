@@ -47,12 +47,17 @@ type history struct {
 
 // shardHistory is how a shard stands as committed.
 type shardHistory struct {
+	standing
+	copy    incarnation // that was served last
+	begin   uint64      // of the writes behind it none is missing
+	through uint64      // the last write
+}
+
+type standing struct {
 	served    bool
 	importing bool
 	peer      raft.GroupID // at the other end of its last move
-	copy      incarnation
-	begin     uint64 // of the writes behind it none is missing
-	through   uint64 // the last write
+	held      incarnation
 }
 
 // event is one change of a shard.
@@ -202,14 +207,14 @@ func (h *history) show(shards []*heldShard) {
 			s = new(shardHistory)
 			h.shards[sh.id] = s
 		}
-		served, importing := sh.state.serves(), sh.state == shardImporting
-		if served == s.served && importing == s.importing && sh.incarnation == s.copy {
+		now := standing{served: sh.state.serves(), importing: sh.state == shardImporting, peer: sh.peer, held: sh.incarnation}
+		if now == s.standing {
 			continue
 		}
-		if served && sh.incarnation != s.copy {
-			s.copy, s.begin, s.through = sh.incarnation, sh.begin, sh.begin
+		if now.served && now.held != s.copy {
+			s.copy, s.begin, s.through = now.held, sh.begin, sh.begin
 		}
-		s.served, s.importing, s.peer = served, importing, sh.peer
+		s.standing = now
 		h.epoch++
 	}
 }
