@@ -332,3 +332,35 @@ func TestWrongWatchesAreRefused(t *testing.T) {
 		}
 	})
 }
+
+// A watch ends where the shard leaves, when everything was told, and goes on
+// where it arrives from there on, and from nowhere before.
+func TestAWatchGoesOnWhereTheShardMoves(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		a.commit(plain(0, put("k", "a")), plain(0, put("k", "b")))
+		at := a.watch(from(flotillav1.WatchFrom_AFTER, 0, 0, 1))
+		at.expect("0 BEGIN @0", "1 BEGIN @0", "0 CHANGES @2 PUT k=a@1 PUT k=b@2")
+		w.begin(b, rigGroup, 0, 1, 1)
+		waiting := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0)) // until the shard is there
+		at.expect("0 MOVED @2 to 8")
+		waiting.expect("0 BEGIN @2")
+		a.commit(plain(1, put("k", "c")))
+		at.expect("1 CHANGES @1 PUT k=c@1")
+		w.until("the move is done", func() bool { return !b.importing(0) })
+		b.commit(plain(0, put("k", "d")))
+		waiting.expect("0 CHANGES @3 PUT k=d@3")
+		b.watch(from(flotillav1.WatchFrom_AFTER, 2, 0)).expect("0 BEGIN @2", "0 CHANGES @3 PUT k=d@3")
+		b.watch(from(flotillav1.WatchFrom_AFTER, 1, 0)).expect("0 COMPACTED @2")
+		a.watch(from(flotillav1.WatchFrom_AFTER, 2, 0)).expect("0 MOVED @0 to 8")
+		b.watch(from(flotillav1.WatchFrom_NOW, 0, 1)).expect("1 MOVED @0 to 0")
+
+		// Back: what A has kept of its earlier ownership does not reach here.
+		w.begin(a, otherGroup, 0, 2, 2)
+		waiting.expect("0 MOVED @3 to 7")
+		w.until("the move is done", func() bool { return !a.importing(0) })
+		a.commit(plain(0, put("k", "e")))
+		a.watch(from(flotillav1.WatchFrom_AFTER, 2, 0)).expect("0 COMPACTED @3")
+		a.watch(from(flotillav1.WatchFrom_AFTER, 3, 0)).expect("0 BEGIN @3", "0 CHANGES @4 PUT k=e@4")
+		at.stop()
+	})
+}
