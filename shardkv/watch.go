@@ -25,7 +25,7 @@ const (
 	watchPageBytes   = 256 << 10              // of a shard's keys, sent at once
 	watchBeat        = time.Second            // at least so often something is sent
 	watchLeaderCheck = 100 * time.Millisecond // how late a watch learns that the node leads no longer
-	watchReadTimeout = 5 * time.Second        // for the leader's index
+	watchReadTimeout = 2 * time.Second        // for the leader's index
 	watchViewTimeout = 30 * time.Second       // for one page of keys to be taken: its view holds memory and disk
 	watchViewTries   = 100                    // for a view as of what is published
 )
