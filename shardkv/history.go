@@ -379,6 +379,31 @@ func (r *historyReader) read(buf []byte, shards []shardmap.ShardID, look func(sh
 	return buf[:n], r.offset+uint64(n) == h.end
 }
 
+// Changes visits what a replica's history holds from an offset on, encoded, and
+// returns the next offset: for those who compare replicas.
+func (s *Server) Changes(key raft.ReplicaKey, from uint64, visit func(shard shardmap.ShardID, version uint64, change []byte)) (next uint64) {
+	g := s.group(key.Group)
+	if g == nil || g.replica.ID() != key {
+		return from
+	}
+	r := historyReader{history: &g.machine.history, offset: from}
+	for end := false; !end; {
+		var b []byte
+		b, end = r.read(make([]byte, watchPieceBytes), nil, nil)
+		for {
+			e, rest, whole := cutEvent(b)
+			if !whole {
+				break
+			}
+			size := len(b) - len(rest)
+			visit(e.shard, e.version, b[:size])
+			r.offset += uint64(size)
+			b = rest
+		}
+	}
+	return r.offset
+}
+
 // watched is what of a shard a watch is about.
 type watched struct {
 	key    []byte // this one; or

@@ -29,6 +29,7 @@
 //	Durable Promise        a vote, term or acknowledgement that was sent is on the disk (raft.go)
 //	One Owner              a shard has one group in one generation (state.go)
 //	Equal Replicas         replicas at one applied index hold the same bytes (state.go)
+//	Equal Histories        a version of a shard is one change, wherever it is told (state.go)
 //	Linearizability        of every key, unknown outcomes left open (history.go)
 //	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that
 //	                       is unknown is there once at most (history.go)
