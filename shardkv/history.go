@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -31,8 +32,9 @@ type history struct {
 	budget *atomic.Int64 // of the node: bytes that rings may still take; nil: no bound
 
 	// Of the batch that is not committed; the machine's.
-	staged *[]byte                     // nil: nothing. The memory is shared by the groups
-	beyond map[shardmap.ShardID]uint64 // the versions reached, if it was more than a ring holds
+	staged  *[]byte      // nil: nothing. The memory is shared by the groups
+	touched []*heldShard // those that it changes
+	beyond  bool         // it is more than a ring holds
 
 	mu       sync.Mutex // guards what follows; held for no more than a copy
 	ring     []byte     // what lies at offset o is at o modulo its length
@@ -49,7 +51,7 @@ type history struct {
 type shardHistory struct {
 	standing
 	copy    incarnation // that was served last
-	begin   uint64      // of the writes behind it none is missing
+	begin   uint64      // of the writes behind it none is missing, but for those that the ring has dropped
 	through uint64      // the last write
 }
 
@@ -87,34 +89,28 @@ func (h *history) add(sh *heldShard, kind flotillav1.WatchEvent_Kind, key, value
 	if h.staged == nil {
 		h.staged = stagedMemory.Get().(*[]byte)
 	}
-	if h.beyond != nil || len(*h.staged)+eventHead+len(key)+len(value) > historyBytesMax {
-		h.overflow(sh)
+	if !sh.told {
+		sh.told = true
+		h.touched = append(h.touched, sh)
+	}
+	from, size := len(*h.staged), eventHead+len(key)+len(value)
+	if h.beyond = h.beyond || from+size > historyBytesMax; h.beyond {
 		return
 	}
-	b := binary.BigEndian.AppendUint32(*h.staged, uint32(eventHead+len(key)+len(value)))
-	b = append(b, k)
-	b = binary.BigEndian.AppendUint32(b, uint32(sh.id))
-	b = binary.BigEndian.AppendUint64(b, sh.writes)
-	b = binary.BigEndian.AppendUint64(b, uint64(expires))
-	b = binary.BigEndian.AppendUint16(b, uint16(len(key)))
-	*h.staged = append(append(b, key...), value...)
+	*h.staged = slices.Grow(*h.staged, size)[:from+size]
+	b := (*h.staged)[from:]
+	binary.BigEndian.PutUint32(b, uint32(size))
+	b[4] = k
+	binary.BigEndian.PutUint32(b[5:], uint32(sh.id))
+	binary.BigEndian.PutUint64(b[9:], sh.writes)
+	binary.BigEndian.PutUint64(b[17:], uint64(expires))
+	binary.BigEndian.PutUint16(b[25:], uint16(len(key)))
+	copy(b[eventHead:], key)
+	copy(b[eventHead+len(key):], value)
 }
 
 // stagedMemory is that of batches.
 var stagedMemory = sync.Pool{New: func() any { return new([]byte) }}
-
-// overflow gives up the events of a batch: no ring would hold them.
-func (h *history) overflow(sh *heldShard) {
-	if h.beyond == nil {
-		h.beyond = make(map[shardmap.ShardID]uint64)
-		for rest := *h.staged; len(rest) > 0; {
-			var e event
-			e, rest, _ = cutEvent(rest)
-			h.beyond[e.shard] = e.version
-		}
-	}
-	h.beyond[sh.id] = sh.writes
-}
 
 // unstage lets go of what was staged.
 func (h *history) unstage() {
@@ -122,7 +118,11 @@ func (h *history) unstage() {
 		*h.staged = (*h.staged)[:0]
 		stagedMemory.Put(h.staged)
 	}
-	h.staged, h.beyond = nil, nil
+	for _, sh := range h.touched {
+		sh.told = false
+	}
+	clear(h.touched)
+	h.staged, h.beyond, h.touched = nil, false, h.touched[:0]
 }
 
 // cutEvent takes the first event off b, sharing its bytes; false: it is not
@@ -178,24 +178,15 @@ func (h *history) publish(applied raft.Index, shards []*heldShard) {
 
 // take puts a batch's events into the ring.
 func (h *history) take(staged []byte) {
-	for rest := staged; len(rest) > 0; {
-		var e event
-		e, rest, _ = cutEvent(rest)
-		h.reach(e.shard, e.version)
+	for _, sh := range h.touched {
+		s := h.shards[sh.id]
+		s.through = max(s.through, sh.writes)
 	}
-	for id, version := range h.beyond {
-		h.reach(id, version)
-	}
-	if h.beyond == nil && h.room(len(staged)) {
+	if !h.beyond && h.room(len(staged)) {
 		h.put(staged)
 	} else {
 		h.forget()
 	}
-}
-
-func (h *history) reach(id shardmap.ShardID, version uint64) {
-	s := h.shards[id]
-	s.through = max(s.through, version)
 }
 
 // show takes in how shards stand. The history of a copy that is new begins with
@@ -276,12 +267,32 @@ func (h *history) get(from uint64, to []byte) {
 }
 
 func (h *history) dropOldest() {
+	var size [4]byte
+	h.get(h.start, size[:])
+	h.start += uint64(binary.BigEndian.Uint32(size[:]))
+}
+
+// sharpen finds where the history of each shard begins now that events were
+// dropped: to note it with each would cost every write.
+func (h *history) sharpen() {
+	left := make(map[shardmap.ShardID]*shardHistory, len(h.shards))
+	for id, s := range h.shards {
+		if s.begin < s.through {
+			left[id] = s
+		}
+	}
 	var head [eventHead]byte
-	h.get(h.start, head[:])
-	size := binary.BigEndian.Uint32(head[:])
-	s := h.shards[shardmap.ShardID(binary.BigEndian.Uint32(head[5:]))]
-	s.begin = max(s.begin, binary.BigEndian.Uint64(head[9:]))
-	h.start += uint64(size)
+	for at := h.start; at < h.end && len(left) > 0; at += uint64(binary.BigEndian.Uint32(head[:])) {
+		h.get(at, head[:])
+		id, version := shardmap.ShardID(binary.BigEndian.Uint32(head[5:])), binary.BigEndian.Uint64(head[9:])
+		if s := left[id]; s != nil && version > s.begin {
+			s.begin = version - 1
+			delete(left, id)
+		}
+	}
+	for _, s := range left {
+		s.begin = s.through
+	}
 }
 
 // forget lets everything go.
@@ -357,7 +368,11 @@ func (r *historyReader) read(buf []byte, shards []shardmap.ShardID, look func(sh
 	h := r.history
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !r.begun || r.epoch != h.epoch || r.offset < h.start {
+	lost := !r.begun || r.offset < h.start
+	if lost {
+		h.sharpen()
+	}
+	if lost || r.epoch != h.epoch {
 		for _, id := range shards {
 			s := h.shards[id]
 			if s == nil {

@@ -10,6 +10,8 @@ import (
 	"pgregory.net/rapid"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/multiraft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -17,6 +19,7 @@ import (
 func (h *history) told(t fataler, piece int) (all map[shardmap.ShardID][]event) {
 	t.Helper()
 	all = make(map[shardmap.ShardID][]event)
+	h.sharpen()
 	r := historyReader{history: h}
 	buf := make([]byte, piece)
 	for end := false; !end; {
@@ -171,21 +174,30 @@ func TestTheRing(t *testing.T) {
 	})
 }
 
-// TestNothingIsToldBeforeItIsCommitted: what an entry has staged is seen by
-// nobody until its batch is in the store.
+// TestNothingIsToldBeforeItIsCommitted: what entries change is told by nobody
+// until their batch is in the store, and of one that never gets there nothing is.
 func TestNothingIsToldBeforeItIsCommitted(t *testing.T) {
-	h := new(history)
-	sh := &heldShard{shardRecord: shardRecord{state: shardOwned, incarnation: 1, writes: 1}, begin: 1}
-	h.restart(0, []*heldShard{sh})
+	r := newRig(t)
+	r.born(t, epoch, 1)
+	r.one(t, epoch, plain(0, put("k", "a")))
+	h := &r.machine.history
 	woken := make(chan struct{}, 1)
 	h.subscribe(woken)
-	sh.writes++
-	h.add(sh, flotillav1.WatchEvent_PUT, []byte("k"), []byte("v"), 0)
-	if now, _, _ := h.stand(0); now.through != 1 || len(h.told(t, 100)) != 0 || len(woken) != 0 {
+	b := r.replica.NewBatch()
+	e := newEntry(epoch, plain(0, put("k", "b")), plain(0, del("k")))
+	if err := r.machine.Apply(b, multiraft.Applied{Index: r.index + 1, Stamp: e.stamp, Commands: e.commands}, make([]any, 2)); err != nil {
+		t.Fatal(err)
+	}
+	r.machine.Finish(b)
+	b.SetApplied(r.index+1, 1, raft.Membership{})
+	if now, _, _ := h.stand(0); now.through != 1 || len(h.told(t, 100)[0]) != 1 || len(woken) != 0 {
 		t.Fatalf("through %d, %v before the commit", now.through, h.told(t, 100))
 	}
-	h.publish(1, nil)
-	if now, _, _ := h.stand(0); now.through != 2 || len(h.told(t, 100)[0]) != 1 || len(woken) != 1 {
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	r.machine.Committed(r.index + 1)
+	if now, _, _ := h.stand(0); now.through != 3 || len(h.told(t, 100)[0]) != 3 || len(woken) != 1 {
 		t.Fatalf("through %d, %v after it", now.through, h.told(t, 100))
 	}
 }

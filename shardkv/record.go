@@ -91,6 +91,7 @@ type heldShard struct {
 	dirty    bool      // the record goes into the batch
 	sessions *sessions // of the present copy
 	due      int64     // no key of it expires before this; MaxInt64: none does
+	told     bool      // the batch's history has changes of it
 	begin    uint64    // the write count with which the present copy's history begins here
 	in       *imported // importing, or not verified yet; else nil
 	export   *export   // exporting or handed off; else nil

@@ -61,13 +61,14 @@ func from(start flotillav1.WatchFrom_Start, version uint64, shards ...shardmap.S
 // next is what is said next: responses that say nothing are passed by.
 func (s *watchStream) next() (said []string) {
 	s.t.Helper()
+	late := time.After(10 * time.Second)
 	for len(said) == 0 {
 		select {
 		case p := <-s.sent:
 			said = s.read(p)
 		case err := <-s.ended:
 			return []string{fmt.Sprint("ended: ", err)}
-		case <-time.After(10 * time.Second):
+		case <-late:
 			return []string{"nothing"}
 		}
 	}
@@ -90,6 +91,9 @@ func (s *watchStream) read(p *flotillav1.WatchResponse) (said []string) {
 			}
 		case flotillav1.WatchPart_MOVED:
 			line += fmt.Sprint(" to ", part.Group)
+			if part.Version != 0 && part.Version != s.seen[part.Shard] {
+				s.t.Errorf("shard %d moved at %d, though it was told through %d", part.Shard, part.Version, s.seen[part.Shard])
+			}
 		}
 		s.seen[part.Shard] = part.Version
 		for _, e := range part.Events {
@@ -362,5 +366,27 @@ func TestAWatchGoesOnWhereTheShardMoves(t *testing.T) {
 		a.watch(from(flotillav1.WatchFrom_AFTER, 2, 0)).expect("0 COMPACTED @3")
 		a.watch(from(flotillav1.WatchFrom_AFTER, 3, 0)).expect("0 BEGIN @3", "0 CHANGES @4 PUT k=e@4")
 		at.stop()
+	})
+}
+
+// A watch that lags when its shard leaves is told everything before it ends.
+func TestALateWatchIsToldAllOfAShardThatLeft(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		late := a.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		late.expect("0 BEGIN @0")
+		synctest.Wait()
+		large := strings.Repeat("x", watchPieceBytes/2)
+		for range 10 {
+			a.commit(plain(0, put("k", large)))
+		}
+		w.begin(b, rigGroup, 0, 1, 1)
+		w.until("the move is done", func() bool { return !b.importing(0) })
+		last := ""
+		for last != "0 MOVED @10 to 8" {
+			said := late.next()
+			if last = said[len(said)-1]; !strings.HasPrefix(last, "0 CHANGES") && last != "0 MOVED @10 to 8" {
+				t.Fatalf("the watch says %q", said)
+			}
+		}
 	})
 }
