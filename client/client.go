@@ -84,6 +84,8 @@ type Client struct {
 	gate    *gate
 	alarm   *alarm
 
+	watchConns watchConns
+
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
 	wait sync.WaitGroup

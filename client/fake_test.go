@@ -35,8 +35,10 @@ type fakeCluster struct {
 	// intercept may answer in the cluster's place (non-nil), or swallow the
 	// request (drop). It is called under mu.
 	intercept func(node uint64, q *flotillav1.Request) (p *flotillav1.Response, drop bool)
-	messages  int // received on Batch streams
-	requests  int
+	// watch serves watches; nil: not at all.
+	watch    func(node uint64, q *flotillav1.WatchRequest, stream grpc.ServerStreamingServer[flotillav1.WatchResponse]) error
+	messages int // received on Batch streams
+	requests int
 }
 
 type fakeShard struct {
@@ -194,6 +196,14 @@ func (n *fakeNode) WatchMap(q *flotillav1.WatchMapRequest, stream grpc.ServerStr
 			return nil
 		}
 	}
+}
+
+// Watch is of KV.
+func (n *fakeNode) Watch(q *flotillav1.WatchRequest, stream grpc.ServerStreamingServer[flotillav1.WatchResponse]) error {
+	n.cluster.mu.Lock()
+	serve := n.cluster.watch
+	n.cluster.mu.Unlock()
+	return serve(n.id, q, stream)
 }
 
 // Batch is of KV.

@@ -73,6 +73,26 @@ func (d *GRPCDialer) Dial(ctx context.Context, to Target, deliver func([]*flotil
 	return conn, nil
 }
 
+// DialWatches makes a connection for watches. It is apart from the Batch
+// stream's: a watch that is not read must not hold up calls.
+func (d *GRPCDialer) DialWatches(to Target) (WatchConn, error) {
+	cc, err := d.open(to.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("address %q: %w", to.Addr, err)
+	}
+	return grpcWatchConn{cc}, nil
+}
+
+type grpcWatchConn struct{ cc *grpc.ClientConn }
+
+// Watch begins a watch; see WatchConn.
+func (c grpcWatchConn) Watch(ctx context.Context, q *flotillav1.WatchRequest) (WatchStream, error) {
+	return flotillav1.NewKVClient(c.cc).Watch(ctx, q)
+}
+
+// Close ends the connection.
+func (c grpcWatchConn) Close() error { return c.cc.Close() }
+
 // grpcConn is a Batch stream and the goroutine that receives from it.
 type grpcConn struct {
 	cc      *grpc.ClientConn

@@ -28,6 +28,11 @@ func (d *dialer) Dial(ctx context.Context, to client.Target, deliver func([]*flo
 	return d.far.Dial(ctx, to, deliver)
 }
 
+// DialWatches connects watches, those of this node too; see client.WatchDialer.
+func (d *dialer) DialWatches(to client.Target) (client.WatchConn, error) {
+	return d.far.DialWatches(to)
+}
+
 // localConn is the connection to the own node. Answers are handed on in
 // batches by one goroutine, as a stream would: what arrives while it hands on
 // goes together.

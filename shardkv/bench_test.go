@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -120,4 +122,21 @@ func (p *putSource) next() []byte {
 	p.arena.byte(commandWrite)
 	p.write.encode(&p.arena)
 	return p.arena.b[from:len(p.arena.b):len(p.arena.b)]
+}
+
+// BenchmarkHistory is what the history costs a write, beside all else: events of
+// 256 bytes in batches of 16, in a ring that is full.
+func BenchmarkHistory(b *testing.B) {
+	h := new(history)
+	sh := &heldShard{shardRecord: shardRecord{state: shardOwned, incarnation: 1}}
+	h.restart(0, []*heldShard{sh})
+	key, value := []byte("user:1234567890"), make([]byte, 256)
+	b.ReportAllocs()
+	for i := range b.N {
+		sh.writes++
+		h.add(sh, flotillav1.WatchEvent_PUT, key, value, 0)
+		if i%16 == 15 {
+			h.publish(raft.Index(i), nil)
+		}
+	}
 }

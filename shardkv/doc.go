@@ -16,7 +16,8 @@
 // it is answered. A write to a shard that is not served changes nothing, is not
 // recorded, and is answered MOVED. Each shard counts its writes, and a key's
 // version is the count at its last write: versions only grow and no two writes
-// of a shard share one. Stored keys carry an incarnation, which the group takes
+// of a shard share one. Whatever changes is a write, the removal of an expired
+// key too. Stored keys carry an incarnation, which the group takes
 // anew for every copy it begins, so that nothing late for one copy touches
 // another.
 //
@@ -44,6 +45,20 @@
 // sessions do not end. Until a move is verified the target leaves a tombstone
 // for each key that is deleted. In a shard that moves, a clear of more than
 // 10,000 keys is answered BUSY, unless it is of all.
+//
+// # Watches
+//
+// Each replica keeps, in memory, what has lately changed in its group's shards:
+// each write of a shard under its version, in the order of the log, published
+// when it is committed (see history). A watch is a stream from the group's
+// leader that tells what is there of some shards, one key or those with a
+// prefix, behind a version. It says for which versions it speaks, so a gap
+// would show. It ends with MOVED when all through the hand-off was told, and
+// goes on at the target, whose history begins there; with COMPACTED where
+// history does not reach back to it, be it too old, too slow, or the replica
+// restarted: then the caller reads the keys as of a version, and goes on behind
+// that. Nothing is buffered for a watch that is slow. A value over 256 KiB is
+// told if it is still the key's when it is, otherwise that is COMPACTED too.
 //
 // # Time
 //
@@ -138,7 +153,7 @@
 //
 // Keys are those within a replica's space of the state store.
 //
-//	'g'                                               the group: version 1 (2) | born 1 | time v | last incarnation uv
+//	'g'                                               the group: version 1 (3) | born 1 | time v | last incarnation uv
 //	's' shard 4                                       a shard: state 1 | generation uv | incarnation uv
 //	                                                  | writes uv (or more: the most in it and in the shard's slots)
 //	                                                  | migration uv | other group uv | beginExport at uv | handOff at uv

@@ -4,6 +4,7 @@ import (
 	"math"
 	"strconv"
 
+	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft/statestore"
 )
 
@@ -22,6 +23,7 @@ type effects struct {
 	held    *heldShard
 	spent   *int   // see scratch
 	notes   *notes // of the machine
+	history *history
 	soonest int64  // the earliest expiry set, 0: none
 	head    []byte // scratch
 }
@@ -73,6 +75,7 @@ func (x *effects) set(key, value []byte, expires int64) (version uint64, err err
 		err = x.notes.key(x.batch, x.held, at, key, x.head, value)
 	}
 	x.batch.SetJoined(at, x.head, value)
+	x.history.add(x.held, flotillav1.WatchEvent_PUT, key, value, expires)
 	if expires != 0 {
 		x.batch.Set(expiryKey(x.shard, x.inc, expires, key), nil)
 		if x.soonest == 0 || expires < x.soonest {
@@ -90,7 +93,9 @@ func (x *effects) remove(key []byte) (version uint64, err error) {
 		err = x.notes.key(x.batch, x.held, at, key)
 	}
 	x.batch.Delete(at)
-	return x.version(), err
+	version = x.version()
+	x.history.add(x.held, flotillav1.WatchEvent_DELETE, key, nil, 0)
+	return version, err
 }
 
 // expiry is the time at which a key written now expires, 0 for never.
@@ -252,7 +257,11 @@ func (x *effects) clear(o *op) (res result, err error) {
 		}
 		x.batch.DeleteRange(lo, hi)
 	}
-	return result{version: x.version()}, err
+	res.version = x.version()
+	var cleared encoder
+	o.span.encode(&cleared)
+	x.history.add(x.held, flotillav1.WatchEvent_CLEAR, nil, cleared.b, 0)
+	return res, err
 }
 
 // clearWrites is what it costs to write down that a key is cleared, put as bytes.

@@ -37,6 +37,7 @@ type Machine struct {
 	ends   int64        // likewise of sessions
 
 	notes   notes
+	history history
 	replica *statestore.Replica
 	exports bool   // some copy is not being added up yet
 	moved   func() // is called when a move has gone on
@@ -99,6 +100,10 @@ func (m *Machine) Restored(r *statestore.Replica) error {
 	}
 	m.inMoves = true
 	applied, _, _, err := view.Applied()
+	for _, sh := range m.order {
+		sh.begin = sh.writes
+	}
+	m.history.restart(applied, m.order)
 	m.publish(applied)
 	return err
 }
@@ -251,7 +256,10 @@ func (m *Machine) publish(applied raft.Index) {
 	}
 	m.nextDue.Store(min(due, m.ends))
 	if m.inMoves {
+		m.history.publish(applied, m.order)
 		m.showMoves(applied)
+	} else {
+		m.history.publish(applied, nil)
 	}
 }
 
@@ -353,7 +361,7 @@ func (m *Machine) applyBirth(c *birth) *answer {
 	if m.state.born {
 		return new(answer)
 	}
-	m.state.born = true
+	m.state.born, m.inMoves = true, true // shards have come
 	for _, shard := range c.shards {
 		m.state.lastIncarnation++
 		m.save(m.hold(shard, shardRecord{state: shardOwned, generation: c.generation, incarnation: m.state.lastIncarnation}))
@@ -428,7 +436,7 @@ func (m *Machine) applyWrite(b *statestore.Batch, w *write) (*answer, error) {
 
 // clearsTooMuch tells whether either branch does.
 func (m *Machine) clearsTooMuch(b *statestore.Batch, w *write, sh *heldShard) (bool, error) {
-	x := m.scratch.effectsOn(b, sh, m.state.time, &m.notes)
+	x := m.scratch.effectsOn(b, sh, m.state.time, &m.notes, &m.history)
 	busy, err := x.clearsTooMuch(w.ops)
 	if busy || err != nil {
 		return busy, err
@@ -526,7 +534,7 @@ func (m *Machine) checkSession(id sessionID) *answer {
 
 // effect evaluates the compares and carries out the branch.
 func (m *Machine) effect(b *statestore.Batch, w *write, sh *heldShard) (*answer, error) {
-	x := m.scratch.effectsOn(b, sh, m.state.time, &m.notes)
+	x := m.scratch.effectsOn(b, sh, m.state.time, &m.notes, &m.history)
 	defer func() { m.scratch.spent += x.looked }()
 	compared := true
 	for _, c := range w.compares {
@@ -704,6 +712,9 @@ func (m *Machine) removeIfExpired(b *statestore.Batch, d dueKey) error {
 		err = m.notes.key(b, d.shard, at, key)
 	}
 	b.Delete(at)
+	d.shard.writes++
+	m.save(d.shard) // no answer carries the count
+	m.history.add(d.shard, flotillav1.WatchEvent_EXPIRED, key, nil, 0)
 	return err
 }
 

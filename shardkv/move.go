@@ -574,6 +574,7 @@ func (m *Machine) activate(c *move, sh *heldShard) *answer {
 	m.saveImport(sh)
 	sh.pause, sh.copied = c.pause, c.digest.bytes()
 	sh.state, sh.generation, sh.writes, sh.unverified = shardOwned, c.generation+1, c.writes, true
+	sh.begin = c.writes
 	m.save(sh)
 	m.serve(sh)
 	return new(answer)

@@ -91,6 +91,8 @@ type heldShard struct {
 	dirty    bool      // the record goes into the batch
 	sessions *sessions // of the present copy
 	due      int64     // no key of it expires before this; MaxInt64: none does
+	told     bool      // the batch's history has changes of it
+	begin    uint64    // the write count with which the present copy's history begins here
 	in       *imported // importing, or not verified yet; else nil
 	export   *export   // exporting or handed off; else nil
 }
@@ -171,8 +173,9 @@ type groupRecord struct {
 }
 
 // storedVersion is that of all the records a group stores. It was 1, unsaid,
-// while the expiry index lay in the order of time over all shards.
-const storedVersion = 2
+// while the expiry index lay in the order of time over all shards, and 2 while
+// the removal of an expired key was not counted as a write.
+const storedVersion = 3
 
 func (r groupRecord) encode() []byte {
 	e := encoder{b: make([]byte, 0, 24)}

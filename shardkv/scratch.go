@@ -60,13 +60,14 @@ func (s *scratch) newAnswer(results int) *answer {
 }
 
 // effectsOn is what carries out a write of the shard on a batch.
-func (s *scratch) effectsOn(b *statestore.Batch, sh *heldShard, time int64, notes *notes) *effects {
+func (s *scratch) effectsOn(b *statestore.Batch, sh *heldShard, time int64, notes *notes, history *history) *effects {
 	s.effects = effects{
 		shardView: shardView{view: batchView{b}, shard: sh.id, inc: sh.incarnation, time: time, key: s.effects.key},
 		batch:     b,
 		held:      sh,
 		spent:     &s.spent,
 		notes:     notes,
+		history:   history,
 		head:      s.effects.head,
 	}
 	return &s.effects

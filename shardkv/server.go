@@ -77,6 +77,8 @@ type Server struct {
 	reads   *readQueue
 	movers  *movers
 	scans   *scans
+	watches watches
+	history atomic.Int64 // bytes that histories may still take
 
 	host   atomic.Pointer[Host]
 	groups sync.Map // raft.GroupID -> *group
@@ -111,6 +113,7 @@ func NewServer(options Options) *Server {
 	s.wheel = newWheel(s.expired)
 	s.reads = newReadQueue()
 	s.movers, s.scans = newMovers(), newScans()
+	s.history.Store(historyNodeBytes)
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if options.Manual {
 		return s
@@ -119,6 +122,7 @@ func NewServer(options Options) *Server {
 	s.running.Go(func() { s.keepTime(s.ctx) })
 	s.running.Go(func() { s.driveMoves(s.ctx) })
 	s.running.Go(func() { s.runScans(s.ctx) })
+	s.running.Go(func() { s.watchLeaders(s.ctx) })
 	for range readers {
 		s.running.Go(func() { s.reads.run(s.ctx, s.answerReads) })
 	}
@@ -153,6 +157,7 @@ func (s *Server) Attach(host Host) { s.host.Store(&host) }
 func (s *Server) Close() {
 	s.stop()
 	s.running.Wait()
+	s.watches.close()
 	for _, r := range s.reads.close() {
 		s.answer(r.call, stopping())
 	}
@@ -174,6 +179,7 @@ func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) mult
 		g.machine.moved = func() { s.movers.moved(g) }
 		g.machine.scan = s.scanBase
 		g.machine.clock = s.now
+		g.machine.history.budget = &s.history
 		s.groups.Store(id, g)
 		return g.machine
 	}
@@ -185,6 +191,7 @@ func (s *Server) RemoveGroup(key raft.ReplicaKey) {
 	if g := s.group(key.Group); g != nil && g.replica.ID() == key {
 		s.groups.CompareAndDelete(key.Group, g)
 		s.movers.forget(g)
+		g.machine.history.close()
 	}
 }
 

@@ -1,7 +1,9 @@
 package shardkv
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -12,7 +14,7 @@ import (
 )
 
 // spec is what a group promises, written as plainly as possible: maps, no
-// store, no limits, nothing removed that nobody looks at.
+// store, no limits.
 type spec struct {
 	time   int64
 	shards map[shardmap.ShardID]*specShard // nil: not born
@@ -20,6 +22,7 @@ type spec struct {
 
 type specShard struct {
 	writes   uint64
+	events   []event // one for each write
 	keys     map[string]record
 	sessions map[sessionID]*specSession
 }
@@ -33,10 +36,32 @@ type specSession struct {
 // apply is one entry.
 func (s *spec) apply(stamp int64, commands []command) (answers []*answer) {
 	s.time = max(s.time, stamp)
+	s.expire()
 	for _, c := range commands {
 		answers = append(answers, s.command(c))
 	}
 	return answers
+}
+
+// expire removes what has expired by the last full step, each a write of its
+// own, in the order of time.
+func (s *spec) expire() {
+	reached := s.time - s.time%expiryStep
+	for _, id := range slices.Sorted(maps.Keys(s.shards)) {
+		sh := s.shards[id]
+		var due []string
+		for key, r := range sh.keys {
+			if r.expires != 0 && r.expires <= reached {
+				due = append(due, key)
+			}
+		}
+		slices.SortFunc(due, func(a, b string) int {
+			return cmp.Or(cmp.Compare(sh.keys[a].expires, sh.keys[b].expires), cmp.Compare(a, b))
+		})
+		for _, key := range due {
+			sh.remove([]byte(key), flotillav1.WatchEvent_EXPIRED)
+		}
+	}
 }
 
 func (s *spec) command(c command) *answer {
@@ -174,14 +199,21 @@ func (s *spec) branch(sh *specShard, w *write) *answer {
 
 // write gives a key its next version.
 func (sh *specShard) write(key, value []byte, expires int64) uint64 {
-	sh.writes++
-	sh.keys[string(key)] = record{version: sh.writes, expires: expires, value: value}
-	return sh.writes
+	version := sh.tell(event{kind: flotillav1.WatchEvent_PUT, key: key, value: value, expires: expires})
+	sh.keys[string(key)] = record{version: version, expires: expires, value: value}
+	return version
 }
 
-func (sh *specShard) remove(key []byte) uint64 {
-	sh.writes++
+func (sh *specShard) remove(key []byte, kind flotillav1.WatchEvent_Kind) uint64 {
 	delete(sh.keys, string(key))
+	return sh.tell(event{kind: kind, key: key})
+}
+
+// tell counts a write, and what watches are told of it.
+func (sh *specShard) tell(e event) uint64 {
+	sh.writes++
+	e.version = sh.writes
+	sh.events = append(sh.events, e)
 	return sh.writes
 }
 
@@ -216,9 +248,9 @@ func (s *spec) op(sh *specShard, o *op) result {
 		case o.version != 0 && o.version != r.version:
 			return result{status: statusConditionFailed, existed: true, version: r.version, value: r.value}
 		case o.previous:
-			return result{existed: true, version: sh.remove(o.key), value: r.value}
+			return result{existed: true, version: sh.remove(o.key, flotillav1.WatchEvent_DELETE), value: r.value}
 		}
-		return result{existed: true, version: sh.remove(o.key)}
+		return result{existed: true, version: sh.remove(o.key, flotillav1.WatchEvent_DELETE)}
 	case opAppend:
 		value := slices.Concat(r.value, o.value)
 		return result{existed: there, version: sh.write(o.key, value, r.expires), number: int64(len(value)), expires: r.expires}
@@ -230,7 +262,7 @@ func (s *spec) op(sh *specShard, o *op) result {
 		case !there:
 			return result{status: statusAbsent}
 		case expires != 0 && expires <= s.time:
-			return result{existed: true, version: sh.remove(o.key)}
+			return result{existed: true, version: sh.remove(o.key, flotillav1.WatchEvent_DELETE)}
 		}
 		return result{existed: true, version: sh.write(o.key, r.value, expires), expires: expires}
 	case opScan:
@@ -241,8 +273,9 @@ func (s *spec) op(sh *specShard, o *op) result {
 				delete(sh.keys, key)
 			}
 		}
-		sh.writes++
-		return result{version: sh.writes}
+		var span encoder
+		o.span.encode(&span)
+		return result{version: sh.tell(event{kind: flotillav1.WatchEvent_CLEAR, value: span.b})}
 	}
 }
 

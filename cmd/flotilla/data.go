@@ -60,7 +60,7 @@ func explain(g *globals, err error) error {
 func newDataCommands(g *globals) []*cobra.Command {
 	return []*cobra.Command{
 		newGetCommand(g), newPutCommand(g), newDelCommand(g), newCasCommand(g),
-		newIncrCommand(g), newScanCommand(g), newTxnCommand(g),
+		newIncrCommand(g), newScanCommand(g), newTxnCommand(g), newWatchCommand(g),
 	}
 }
 

@@ -27,6 +27,8 @@ type kvStub struct {
 	reads int
 	stale bool // every twentieth read sees what was before the last write
 	code  flotillav1.Code
+
+	watched []*flotillav1.WatchFrom
 }
 
 func newKVStub(t *testing.T, options ...grpc.ServerOption) *kvStub {

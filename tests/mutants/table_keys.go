@@ -2,7 +2,7 @@ package main
 
 // keyMutants are bugs of keys, sessions and the client.
 func keyMutants() []*mutant {
-	const shardkv, routing = "./shardkv", "./client/routing"
+	const shardkv, client, routing = "./shardkv", "./client", "./client/routing"
 	return []*mutant{
 		{
 			name:    "retry-applied-anew",
@@ -90,6 +90,42 @@ func keyMutants() []*mutant {
 			breaks:  "a write that may have had an effect is never sent under another number",
 			changes: in("client/routing/router.go", "!c.numbered || c.possible || c.renewals > renewalsMax", "!c.numbered || c.renewals > renewalsMax"),
 			killers: by(routing, "TestAnExpiredSessionEndsAWriteThatMayHaveHappened"),
+		},
+		{
+			name:    "event-before-commit",
+			breaks:  "nothing is told before it is committed",
+			changes: in("shardkv/machine.go", "func (m *Machine) Finish(b *statestore.Batch) {\n", "func (m *Machine) Finish(b *statestore.Batch) {\n\tm.history.publish(m.notes.index, nil)\n"),
+			killers: by(shardkv, "TestNothingIsToldBeforeItIsCommitted"),
+		},
+		{
+			name:    "expired-keys-not-counted",
+			breaks:  "each change has a version of its own, the removal of an expired key too",
+			changes: in("shardkv/machine.go", "\td.shard.writes++\n", ""),
+			killers: drawn(shardkv, "TestEventsAreTheWrites"),
+		},
+		{
+			name:    "lost-events-not-compacted",
+			breaks:  "who has fallen behind what is kept is told so",
+			changes: in("shardkv/history.go", "\tif lost {\n\t\th.sharpen()\n\t}\n", ""),
+			killers: by(shardkv, "TestASlowWatchIsCompacted"),
+		},
+		{
+			name:    "watch-goes-on-at-a-deposed-leader",
+			breaks:  "a watch ends when its node leads no longer",
+			changes: in("shardkv/watch.go", "\t\tif !w.leads() {\n\t\t\treturn w.send", "\t\tif false {\n\t\t\treturn w.send"),
+			killers: by(shardkv, "TestAWatchEndsAtADeposedLeader"),
+		},
+		{
+			name:    "resume-skips-one",
+			breaks:  "a watch goes on behind the last event that was told",
+			changes: in("client/watch.go", "sh.start, sh.version = flotillav1.WatchFrom_AFTER, at-1", "sh.start, sh.version = flotillav1.WatchFrom_AFTER, at"),
+			killers: by(client, "TestACompactedShardIsReset"),
+		},
+		{
+			name:    "gap-passed-by",
+			breaks:  "what a server leaves out is noticed",
+			changes: in("client/watchstream.go", " || p.GetAfter() > sh.version {", " {"),
+			killers: by(client, "TestAGapEndsAWatch"),
 		},
 	}
 }

@@ -74,6 +74,18 @@ func moveMutants() []*mutant {
 			killers: by(shardkv, "TestPace"),
 		},
 		{
+			name:    "history-begin-off-by-one-after-activate",
+			breaks:  "the history of a shard that came begins where it was handed off, and not before",
+			changes: in("shardkv/move.go", "\tsh.begin = c.writes\n", "\tsh.begin = c.writes - 1\n"),
+			killers: by(shardkv, "TestAWatchGoesOnWhereTheShardMoves"),
+		},
+		{
+			name:    "moved-before-all-was-told",
+			breaks:  "a watch is told that its shard moved when it was told all of it",
+			changes: in("shardkv/watch.go", "if w.unsettled && end {", "if w.unsettled {"),
+			killers: by(shardkv, "TestALateWatchIsToldAllOfAShardThatLeft"),
+		},
+		{
 			name:    "two-moves-of-a-shard",
 			breaks:  "a shard has one move at a time",
 			changes: in("shardctrler/moves.go", "if m, moving := d.movingShards()[c.Shard]; moving {", "if m, moving := d.movingShards()[c.Shard]; moving && m.Cancel {"),

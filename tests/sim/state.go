@@ -7,6 +7,8 @@ import (
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/raft/statestore"
 	"github.com/flotilla-kv/flotilla/shardctrler"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
+	"github.com/flotilla-kv/flotilla/shardkv"
 )
 
 // stateChecker compares what replicas hold.
@@ -14,8 +16,19 @@ type stateChecker struct {
 	w       *world
 	digests map[raft.GroupID]map[raft.Index]digest
 	owners  map[owned]raft.GroupID
-	decided shardctrler.DecisionID // through which decisions were taken again
+	decided shardctrler.DecisionID          // through which decisions were taken again
+	changes map[change]uint64               // a hash of each
+	seen    map[*shardkv.Server]seenChanges // the servers' lives end, and their histories with them
 }
+
+// change is a write of a shard, under its version.
+type change struct {
+	shard   shardmap.ShardID
+	version uint64
+}
+
+// seenChanges is how far the history of each replica was compared.
+type seenChanges map[raft.ReplicaKey]uint64
 
 // digest is what a replica held at an applied index.
 type digest struct {
@@ -27,7 +40,8 @@ type digest struct {
 type owned struct{ shard, generation uint64 }
 
 func newStateChecker(w *world) stateChecker {
-	return stateChecker{w: w, digests: make(map[raft.GroupID]map[raft.Index]digest), owners: make(map[owned]raft.GroupID)}
+	return stateChecker{w: w, digests: make(map[raft.GroupID]map[raft.Index]digest), owners: make(map[owned]raft.GroupID),
+		changes: make(map[change]uint64), seen: make(map[*shardkv.Server]seenChanges)}
 }
 
 // compare holds all replicas of a node against what others held at the same
@@ -41,6 +55,7 @@ func (c *stateChecker) compare(n *node) {
 			continue
 		}
 		key := record.ID
+		c.compareChanges(n, key)
 		index, sum, err := digestOf(n.data.Replica(key))
 		if err != nil {
 			c.w.fail("Assertion", "node %d: the state of group %d cannot be read: %v", n.place, key.Group, err)
@@ -63,6 +78,23 @@ func (c *stateChecker) compare(n *node) {
 		}
 		c.w.note("digest", n.place, uint64(key.Group)<<32|uint64(index), sum, nil)
 	}
+}
+
+// compareChanges holds what a replica would tell watches against what others
+// would, of whichever group.
+func (c *stateChecker) compareChanges(n *node, key raft.ReplicaKey) {
+	if c.seen[n.kv] == nil {
+		c.seen[n.kv] = make(seenChanges)
+	}
+	c.seen[n.kv][key] = n.kv.Changes(key, c.seen[n.kv][key], func(shard shardmap.ShardID, version uint64, told []byte) {
+		h := fnv.New64a()
+		h.Write(told)
+		at := change{shard, version}
+		if first, known := c.changes[at]; known && first != h.Sum64() {
+			c.w.fail("Equal Histories", "shard %d version %d: node %d has another change of group %d than was seen before", shard, version, n.place, key.Group)
+		}
+		c.changes[at] = h.Sum64()
+	})
 }
 
 func digestOf(r *statestore.Replica) (raft.Index, uint64, error) {

@@ -357,6 +357,165 @@ func (Result_Status) EnumDescriptor() ([]byte, []int) {
 	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{16, 0}
 }
 
+type WatchFrom_Start int32
+
+const (
+	WatchFrom_AFTER WatchFrom_Start = 0 // behind the version
+	WatchFrom_NOW   WatchFrom_Start = 1 // behind all writes that were answered before
+	WatchFrom_STATE WatchFrom_Start = 2 // with the present keys, and then behind their version
+)
+
+// Enum value maps for WatchFrom_Start.
+var (
+	WatchFrom_Start_name = map[int32]string{
+		0: "AFTER",
+		1: "NOW",
+		2: "STATE",
+	}
+	WatchFrom_Start_value = map[string]int32{
+		"AFTER": 0,
+		"NOW":   1,
+		"STATE": 2,
+	}
+)
+
+func (x WatchFrom_Start) Enum() *WatchFrom_Start {
+	p := new(WatchFrom_Start)
+	*p = x
+	return p
+}
+
+func (x WatchFrom_Start) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchFrom_Start) Descriptor() protoreflect.EnumDescriptor {
+	return file_flotilla_v1_kv_proto_enumTypes[6].Descriptor()
+}
+
+func (WatchFrom_Start) Type() protoreflect.EnumType {
+	return &file_flotilla_v1_kv_proto_enumTypes[6]
+}
+
+func (x WatchFrom_Start) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchFrom_Start.Descriptor instead.
+func (WatchFrom_Start) EnumDescriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{19, 0}
+}
+
+type WatchPart_Kind int32
+
+const (
+	WatchPart_CHANGES   WatchPart_Kind = 0 // all events behind after and through version that match; perhaps none
+	WatchPart_BEGIN     WatchPart_Kind = 1 // the watch of the shard begins behind version
+	WatchPart_STATE     WatchPart_Kind = 2 // keys as of version, as PUT with the versions they have
+	WatchPart_STATE_END WatchPart_Kind = 3 // likewise, and these were the last
+	WatchPart_MOVED     WatchPart_Kind = 4 // the end: the group does not serve the shard; if it began, all through version was told
+	WatchPart_COMPACTED WatchPart_Kind = 5 // the end: what lies between the caller's version and this one is not kept any more
+)
+
+// Enum value maps for WatchPart_Kind.
+var (
+	WatchPart_Kind_name = map[int32]string{
+		0: "CHANGES",
+		1: "BEGIN",
+		2: "STATE",
+		3: "STATE_END",
+		4: "MOVED",
+		5: "COMPACTED",
+	}
+	WatchPart_Kind_value = map[string]int32{
+		"CHANGES":   0,
+		"BEGIN":     1,
+		"STATE":     2,
+		"STATE_END": 3,
+		"MOVED":     4,
+		"COMPACTED": 5,
+	}
+)
+
+func (x WatchPart_Kind) Enum() *WatchPart_Kind {
+	p := new(WatchPart_Kind)
+	*p = x
+	return p
+}
+
+func (x WatchPart_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchPart_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_flotilla_v1_kv_proto_enumTypes[7].Descriptor()
+}
+
+func (WatchPart_Kind) Type() protoreflect.EnumType {
+	return &file_flotilla_v1_kv_proto_enumTypes[7]
+}
+
+func (x WatchPart_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchPart_Kind.Descriptor instead.
+func (WatchPart_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{21, 0}
+}
+
+type WatchEvent_Kind int32
+
+const (
+	WatchEvent_PUT     WatchEvent_Kind = 0 // written, or given another expiry
+	WatchEvent_DELETE  WatchEvent_Kind = 1
+	WatchEvent_EXPIRED WatchEvent_Kind = 2 // removed because its time was up
+	WatchEvent_CLEAR   WatchEvent_Kind = 3 // all keys from key on, before end, with prefix are gone
+)
+
+// Enum value maps for WatchEvent_Kind.
+var (
+	WatchEvent_Kind_name = map[int32]string{
+		0: "PUT",
+		1: "DELETE",
+		2: "EXPIRED",
+		3: "CLEAR",
+	}
+	WatchEvent_Kind_value = map[string]int32{
+		"PUT":     0,
+		"DELETE":  1,
+		"EXPIRED": 2,
+		"CLEAR":   3,
+	}
+)
+
+func (x WatchEvent_Kind) Enum() *WatchEvent_Kind {
+	p := new(WatchEvent_Kind)
+	*p = x
+	return p
+}
+
+func (x WatchEvent_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchEvent_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_flotilla_v1_kv_proto_enumTypes[8].Descriptor()
+}
+
+func (WatchEvent_Kind) Type() protoreflect.EnumType {
+	return &file_flotilla_v1_kv_proto_enumTypes[8]
+}
+
+func (x WatchEvent_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchEvent_Kind.Descriptor instead.
+func (WatchEvent_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{22, 0}
+}
+
 type BatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Refused when it is set and not this cluster's.
@@ -1792,6 +1951,397 @@ func (x *KeyValue) GetExpireAtMs() int64 {
 	return 0
 }
 
+type WatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // as of a BatchRequest
+	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`                         // the group the caller believes to own the shards
+	Shards        []*WatchFrom           `protobuf:"bytes,3,rep,name=shards,proto3" json:"shards,omitempty"`
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`       // only this key; it lies in the one shard asked for
+	Prefix        []byte                 `protobuf:"bytes,5,opt,name=prefix,proto3" json:"prefix,omitempty"` // only keys with it; both empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_flotilla_v1_kv_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_kv_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *WatchRequest) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *WatchRequest) GetShards() []*WatchFrom {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+// WatchFrom is where the watch of a shard begins.
+type WatchFrom struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint64                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	Start         WatchFrom_Start        `protobuf:"varint,2,opt,name=start,proto3,enum=flotilla.v1.WatchFrom_Start" json:"start,omitempty"`
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchFrom) Reset() {
+	*x = WatchFrom{}
+	mi := &file_flotilla_v1_kv_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchFrom) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchFrom) ProtoMessage() {}
+
+func (x *WatchFrom) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_kv_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchFrom.ProtoReflect.Descriptor instead.
+func (*WatchFrom) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WatchFrom) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *WatchFrom) GetStart() WatchFrom_Start {
+	if x != nil {
+		return x.Start
+	}
+	return WatchFrom_AFTER
+}
+
+func (x *WatchFrom) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type WatchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=flotilla.v1.Code" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	LeaderNode    uint64                 `protobuf:"varint,3,opt,name=leader_node,json=leaderNode,proto3" json:"leader_node,omitempty"` // with NOT_LEADER: 0 if unknown
+	LeaderAddr    string                 `protobuf:"bytes,4,opt,name=leader_addr,json=leaderAddr,proto3" json:"leader_addr,omitempty"`
+	Parts         []*WatchPart           `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"` // none: nothing has happened
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_flotilla_v1_kv_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_kv_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *WatchResponse) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *WatchResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *WatchResponse) GetLeaderNode() uint64 {
+	if x != nil {
+		return x.LeaderNode
+	}
+	return 0
+}
+
+func (x *WatchResponse) GetLeaderAddr() string {
+	if x != nil {
+		return x.LeaderAddr
+	}
+	return ""
+}
+
+func (x *WatchResponse) GetParts() []*WatchPart {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+// WatchPart is what is to be told of one shard.
+type WatchPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          WatchPart_Kind         `protobuf:"varint,1,opt,name=kind,proto3,enum=flotilla.v1.WatchPart_Kind" json:"kind,omitempty"`
+	Shard         uint64                 `protobuf:"varint,2,opt,name=shard,proto3" json:"shard,omitempty"`
+	After         uint64                 `protobuf:"varint,3,opt,name=after,proto3" json:"after,omitempty"`
+	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	Events        []*WatchEvent          `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
+	Group         uint64                 `protobuf:"varint,6,opt,name=group,proto3" json:"group,omitempty"` // MOVED: the owner as far as known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchPart) Reset() {
+	*x = WatchPart{}
+	mi := &file_flotilla_v1_kv_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchPart) ProtoMessage() {}
+
+func (x *WatchPart) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_kv_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchPart.ProtoReflect.Descriptor instead.
+func (*WatchPart) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *WatchPart) GetKind() WatchPart_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return WatchPart_CHANGES
+}
+
+func (x *WatchPart) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *WatchPart) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *WatchPart) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *WatchPart) GetEvents() []*WatchEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *WatchPart) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+// WatchEvent is one change; each has a version of its own.
+type WatchEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          WatchEvent_Kind        `protobuf:"varint,1,opt,name=kind,proto3,enum=flotilla.v1.WatchEvent_Kind" json:"kind,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	ExpireAtMs    int64                  `protobuf:"varint,5,opt,name=expire_at_ms,json=expireAtMs,proto3" json:"expire_at_ms,omitempty"`
+	End           []byte                 `protobuf:"bytes,6,opt,name=end,proto3" json:"end,omitempty"`
+	Prefix        []byte                 `protobuf:"bytes,7,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEvent) Reset() {
+	*x = WatchEvent{}
+	mi := &file_flotilla_v1_kv_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEvent) ProtoMessage() {}
+
+func (x *WatchEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_kv_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
+func (*WatchEvent) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_kv_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WatchEvent) GetKind() WatchEvent_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return WatchEvent_PUT
+}
+
+func (x *WatchEvent) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *WatchEvent) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *WatchEvent) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetExpireAtMs() int64 {
+	if x != nil {
+		return x.ExpireAtMs
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetEnd() []byte {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *WatchEvent) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
 var File_flotilla_v1_kv_proto protoreflect.FileDescriptor
 
 const file_flotilla_v1_kv_proto_rawDesc = "" +
@@ -1937,7 +2487,60 @@ const file_flotilla_v1_kv_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12 \n" +
 	"\fexpire_at_ms\x18\x04 \x01(\x03R\n" +
-	"expireAtMs*5\n" +
+	"expireAtMs\"\x9d\x01\n" +
+	"\fWatchRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\x04R\x05group\x12.\n" +
+	"\x06shards\x18\x03 \x03(\v2\x16.flotilla.v1.WatchFromR\x06shards\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\x12\x16\n" +
+	"\x06prefix\x18\x05 \x01(\fR\x06prefix\"\x97\x01\n" +
+	"\tWatchFrom\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\x04R\x05shard\x122\n" +
+	"\x05start\x18\x02 \x01(\x0e2\x1c.flotilla.v1.WatchFrom.StartR\x05start\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"&\n" +
+	"\x05Start\x12\t\n" +
+	"\x05AFTER\x10\x00\x12\a\n" +
+	"\x03NOW\x10\x01\x12\t\n" +
+	"\x05STATE\x10\x02\"\xc0\x01\n" +
+	"\rWatchResponse\x12%\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x11.flotilla.v1.CodeR\x04code\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
+	"\vleader_node\x18\x03 \x01(\x04R\n" +
+	"leaderNode\x12\x1f\n" +
+	"\vleader_addr\x18\x04 \x01(\tR\n" +
+	"leaderAddr\x12,\n" +
+	"\x05parts\x18\x05 \x03(\v2\x16.flotilla.v1.WatchPartR\x05parts\"\x9d\x02\n" +
+	"\tWatchPart\x12/\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1b.flotilla.v1.WatchPart.KindR\x04kind\x12\x14\n" +
+	"\x05shard\x18\x02 \x01(\x04R\x05shard\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\x04R\x05after\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12/\n" +
+	"\x06events\x18\x05 \x03(\v2\x17.flotilla.v1.WatchEventR\x06events\x12\x14\n" +
+	"\x05group\x18\x06 \x01(\x04R\x05group\"R\n" +
+	"\x04Kind\x12\v\n" +
+	"\aCHANGES\x10\x00\x12\t\n" +
+	"\x05BEGIN\x10\x01\x12\t\n" +
+	"\x05STATE\x10\x02\x12\r\n" +
+	"\tSTATE_END\x10\x03\x12\t\n" +
+	"\x05MOVED\x10\x04\x12\r\n" +
+	"\tCOMPACTED\x10\x05\"\x81\x02\n" +
+	"\n" +
+	"WatchEvent\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.flotilla.v1.WatchEvent.KindR\x04kind\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12 \n" +
+	"\fexpire_at_ms\x18\x05 \x01(\x03R\n" +
+	"expireAtMs\x12\x10\n" +
+	"\x03end\x18\x06 \x01(\fR\x03end\x12\x16\n" +
+	"\x06prefix\x18\a \x01(\fR\x06prefix\"3\n" +
+	"\x04Kind\x12\a\n" +
+	"\x03PUT\x10\x00\x12\n" +
+	"\n" +
+	"\x06DELETE\x10\x01\x12\v\n" +
+	"\aEXPIRED\x10\x02\x12\t\n" +
+	"\x05CLEAR\x10\x03*5\n" +
 	"\vConsistency\x12\x10\n" +
 	"\fLINEARIZABLE\x10\x00\x12\t\n" +
 	"\x05LEASE\x10\x01\x12\t\n" +
@@ -1958,10 +2561,11 @@ const file_flotilla_v1_kv_proto_rawDesc = "" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aAPPLIED\x10\x01\x12\v\n" +
 	"\aEXPIRED\x10\x02\x12\x0f\n" +
-	"\vNOT_APPLIED\x10\x032{\n" +
+	"\vNOT_APPLIED\x10\x032\xbd\x01\n" +
 	"\x02KV\x12B\n" +
 	"\x05Batch\x12\x19.flotilla.v1.BatchRequest\x1a\x1a.flotilla.v1.BatchResponse(\x010\x01\x121\n" +
-	"\x02Do\x12\x14.flotilla.v1.Request\x1a\x15.flotilla.v1.ResponseB<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
+	"\x02Do\x12\x14.flotilla.v1.Request\x1a\x15.flotilla.v1.Response\x12@\n" +
+	"\x05Watch\x12\x19.flotilla.v1.WatchRequest\x1a\x1a.flotilla.v1.WatchResponse0\x01B<Z:github.com/flotilla-kv/flotilla/api/flotilla/v1;flotillav1b\x06proto3"
 
 var (
 	file_flotilla_v1_kv_proto_rawDescOnce sync.Once
@@ -1975,8 +2579,8 @@ func file_flotilla_v1_kv_proto_rawDescGZIP() []byte {
 	return file_flotilla_v1_kv_proto_rawDescData
 }
 
-var file_flotilla_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_flotilla_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_flotilla_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_flotilla_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_flotilla_v1_kv_proto_goTypes = []any{
 	(Consistency)(0),      // 0: flotilla.v1.Consistency
 	(Code)(0),             // 1: flotilla.v1.Code
@@ -1984,58 +2588,75 @@ var file_flotilla_v1_kv_proto_goTypes = []any{
 	(Compare_Target)(0),   // 3: flotilla.v1.Compare.Target
 	(Put_Condition)(0),    // 4: flotilla.v1.Put.Condition
 	(Result_Status)(0),    // 5: flotilla.v1.Result.Status
-	(*BatchRequest)(nil),  // 6: flotilla.v1.BatchRequest
-	(*BatchResponse)(nil), // 7: flotilla.v1.BatchResponse
-	(*Request)(nil),       // 8: flotilla.v1.Request
-	(*Session)(nil),       // 9: flotilla.v1.Session
-	(*Compare)(nil),       // 10: flotilla.v1.Compare
-	(*Op)(nil),            // 11: flotilla.v1.Op
-	(*Get)(nil),           // 12: flotilla.v1.Get
-	(*Put)(nil),           // 13: flotilla.v1.Put
-	(*Delete)(nil),        // 14: flotilla.v1.Delete
-	(*Append)(nil),        // 15: flotilla.v1.Append
-	(*Incr)(nil),          // 16: flotilla.v1.Incr
-	(*Expire)(nil),        // 17: flotilla.v1.Expire
-	(*Scan)(nil),          // 18: flotilla.v1.Scan
-	(*Clear)(nil),         // 19: flotilla.v1.Clear
-	(*Outcome)(nil),       // 20: flotilla.v1.Outcome
-	(*Response)(nil),      // 21: flotilla.v1.Response
-	(*Result)(nil),        // 22: flotilla.v1.Result
-	(*KeyValue)(nil),      // 23: flotilla.v1.KeyValue
+	(WatchFrom_Start)(0),  // 6: flotilla.v1.WatchFrom.Start
+	(WatchPart_Kind)(0),   // 7: flotilla.v1.WatchPart.Kind
+	(WatchEvent_Kind)(0),  // 8: flotilla.v1.WatchEvent.Kind
+	(*BatchRequest)(nil),  // 9: flotilla.v1.BatchRequest
+	(*BatchResponse)(nil), // 10: flotilla.v1.BatchResponse
+	(*Request)(nil),       // 11: flotilla.v1.Request
+	(*Session)(nil),       // 12: flotilla.v1.Session
+	(*Compare)(nil),       // 13: flotilla.v1.Compare
+	(*Op)(nil),            // 14: flotilla.v1.Op
+	(*Get)(nil),           // 15: flotilla.v1.Get
+	(*Put)(nil),           // 16: flotilla.v1.Put
+	(*Delete)(nil),        // 17: flotilla.v1.Delete
+	(*Append)(nil),        // 18: flotilla.v1.Append
+	(*Incr)(nil),          // 19: flotilla.v1.Incr
+	(*Expire)(nil),        // 20: flotilla.v1.Expire
+	(*Scan)(nil),          // 21: flotilla.v1.Scan
+	(*Clear)(nil),         // 22: flotilla.v1.Clear
+	(*Outcome)(nil),       // 23: flotilla.v1.Outcome
+	(*Response)(nil),      // 24: flotilla.v1.Response
+	(*Result)(nil),        // 25: flotilla.v1.Result
+	(*KeyValue)(nil),      // 26: flotilla.v1.KeyValue
+	(*WatchRequest)(nil),  // 27: flotilla.v1.WatchRequest
+	(*WatchFrom)(nil),     // 28: flotilla.v1.WatchFrom
+	(*WatchResponse)(nil), // 29: flotilla.v1.WatchResponse
+	(*WatchPart)(nil),     // 30: flotilla.v1.WatchPart
+	(*WatchEvent)(nil),    // 31: flotilla.v1.WatchEvent
 }
 var file_flotilla_v1_kv_proto_depIdxs = []int32{
-	8,  // 0: flotilla.v1.BatchRequest.requests:type_name -> flotilla.v1.Request
-	21, // 1: flotilla.v1.BatchResponse.responses:type_name -> flotilla.v1.Response
-	9,  // 2: flotilla.v1.Request.session:type_name -> flotilla.v1.Session
+	11, // 0: flotilla.v1.BatchRequest.requests:type_name -> flotilla.v1.Request
+	24, // 1: flotilla.v1.BatchResponse.responses:type_name -> flotilla.v1.Response
+	12, // 2: flotilla.v1.Request.session:type_name -> flotilla.v1.Session
 	0,  // 3: flotilla.v1.Request.consistency:type_name -> flotilla.v1.Consistency
-	10, // 4: flotilla.v1.Request.compares:type_name -> flotilla.v1.Compare
-	11, // 5: flotilla.v1.Request.ops:type_name -> flotilla.v1.Op
-	11, // 6: flotilla.v1.Request.otherwise:type_name -> flotilla.v1.Op
-	20, // 7: flotilla.v1.Request.outcome:type_name -> flotilla.v1.Outcome
+	13, // 4: flotilla.v1.Request.compares:type_name -> flotilla.v1.Compare
+	14, // 5: flotilla.v1.Request.ops:type_name -> flotilla.v1.Op
+	14, // 6: flotilla.v1.Request.otherwise:type_name -> flotilla.v1.Op
+	23, // 7: flotilla.v1.Request.outcome:type_name -> flotilla.v1.Outcome
 	3,  // 8: flotilla.v1.Compare.target:type_name -> flotilla.v1.Compare.Target
-	12, // 9: flotilla.v1.Op.get:type_name -> flotilla.v1.Get
-	13, // 10: flotilla.v1.Op.put:type_name -> flotilla.v1.Put
-	14, // 11: flotilla.v1.Op.delete:type_name -> flotilla.v1.Delete
-	15, // 12: flotilla.v1.Op.append:type_name -> flotilla.v1.Append
-	16, // 13: flotilla.v1.Op.incr:type_name -> flotilla.v1.Incr
-	17, // 14: flotilla.v1.Op.expire:type_name -> flotilla.v1.Expire
-	18, // 15: flotilla.v1.Op.scan:type_name -> flotilla.v1.Scan
-	19, // 16: flotilla.v1.Op.clear:type_name -> flotilla.v1.Clear
+	15, // 9: flotilla.v1.Op.get:type_name -> flotilla.v1.Get
+	16, // 10: flotilla.v1.Op.put:type_name -> flotilla.v1.Put
+	17, // 11: flotilla.v1.Op.delete:type_name -> flotilla.v1.Delete
+	18, // 12: flotilla.v1.Op.append:type_name -> flotilla.v1.Append
+	19, // 13: flotilla.v1.Op.incr:type_name -> flotilla.v1.Incr
+	20, // 14: flotilla.v1.Op.expire:type_name -> flotilla.v1.Expire
+	21, // 15: flotilla.v1.Op.scan:type_name -> flotilla.v1.Scan
+	22, // 16: flotilla.v1.Op.clear:type_name -> flotilla.v1.Clear
 	4,  // 17: flotilla.v1.Put.condition:type_name -> flotilla.v1.Put.Condition
 	1,  // 18: flotilla.v1.Response.code:type_name -> flotilla.v1.Code
-	22, // 19: flotilla.v1.Response.results:type_name -> flotilla.v1.Result
+	25, // 19: flotilla.v1.Response.results:type_name -> flotilla.v1.Result
 	2,  // 20: flotilla.v1.Response.outcome:type_name -> flotilla.v1.OutcomeState
 	5,  // 21: flotilla.v1.Result.status:type_name -> flotilla.v1.Result.Status
-	23, // 22: flotilla.v1.Result.pairs:type_name -> flotilla.v1.KeyValue
-	6,  // 23: flotilla.v1.KV.Batch:input_type -> flotilla.v1.BatchRequest
-	8,  // 24: flotilla.v1.KV.Do:input_type -> flotilla.v1.Request
-	7,  // 25: flotilla.v1.KV.Batch:output_type -> flotilla.v1.BatchResponse
-	21, // 26: flotilla.v1.KV.Do:output_type -> flotilla.v1.Response
-	25, // [25:27] is the sub-list for method output_type
-	23, // [23:25] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	26, // 22: flotilla.v1.Result.pairs:type_name -> flotilla.v1.KeyValue
+	28, // 23: flotilla.v1.WatchRequest.shards:type_name -> flotilla.v1.WatchFrom
+	6,  // 24: flotilla.v1.WatchFrom.start:type_name -> flotilla.v1.WatchFrom.Start
+	1,  // 25: flotilla.v1.WatchResponse.code:type_name -> flotilla.v1.Code
+	30, // 26: flotilla.v1.WatchResponse.parts:type_name -> flotilla.v1.WatchPart
+	7,  // 27: flotilla.v1.WatchPart.kind:type_name -> flotilla.v1.WatchPart.Kind
+	31, // 28: flotilla.v1.WatchPart.events:type_name -> flotilla.v1.WatchEvent
+	8,  // 29: flotilla.v1.WatchEvent.kind:type_name -> flotilla.v1.WatchEvent.Kind
+	9,  // 30: flotilla.v1.KV.Batch:input_type -> flotilla.v1.BatchRequest
+	11, // 31: flotilla.v1.KV.Do:input_type -> flotilla.v1.Request
+	27, // 32: flotilla.v1.KV.Watch:input_type -> flotilla.v1.WatchRequest
+	10, // 33: flotilla.v1.KV.Batch:output_type -> flotilla.v1.BatchResponse
+	24, // 34: flotilla.v1.KV.Do:output_type -> flotilla.v1.Response
+	29, // 35: flotilla.v1.KV.Watch:output_type -> flotilla.v1.WatchResponse
+	33, // [33:36] is the sub-list for method output_type
+	30, // [30:33] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_flotilla_v1_kv_proto_init() }
@@ -2058,8 +2679,8 @@ func file_flotilla_v1_kv_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flotilla_v1_kv_proto_rawDesc), len(file_flotilla_v1_kv_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   18,
+			NumEnums:      9,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	KV_Batch_FullMethodName = "/flotilla.v1.KV/Batch"
 	KV_Do_FullMethodName    = "/flotilla.v1.KV/Do"
+	KV_Watch_FullMethodName = "/flotilla.v1.KV/Watch"
 )
 
 // KVClient is the client API for KV service.
@@ -35,6 +36,11 @@ type KVClient interface {
 	Batch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[BatchRequest, BatchResponse], error)
 	// Do is one request.
 	Do(ctx context.Context, in *Request, opts ...grpc.CallOption) (*Response, error)
+	// Watch tells what changes in shards of one group, from its leader. First
+	// each shard begins, then come its changes in the order of its log, without
+	// a gap, until it ends: moved, or compacted. A response whose code is not OK
+	// ends the stream. A second does not pass without a response.
+	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 }
 
 type kVClient struct {
@@ -68,6 +74,25 @@ func (c *kVClient) Do(ctx context.Context, in *Request, opts ...grpc.CallOption)
 	return out, nil
 }
 
+func (c *kVClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KV_ServiceDesc.Streams[1], KV_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, WatchResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KV_WatchClient = grpc.ServerStreamingClient[WatchResponse]
+
 // KVServer is the server API for KV service.
 // All implementations must embed UnimplementedKVServer
 // for forward compatibility.
@@ -80,6 +105,11 @@ type KVServer interface {
 	Batch(grpc.BidiStreamingServer[BatchRequest, BatchResponse]) error
 	// Do is one request.
 	Do(context.Context, *Request) (*Response, error)
+	// Watch tells what changes in shards of one group, from its leader. First
+	// each shard begins, then come its changes in the order of its log, without
+	// a gap, until it ends: moved, or compacted. A response whose code is not OK
+	// ends the stream. A second does not pass without a response.
+	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	mustEmbedUnimplementedKVServer()
 }
 
@@ -95,6 +125,9 @@ func (UnimplementedKVServer) Batch(grpc.BidiStreamingServer[BatchRequest, BatchR
 }
 func (UnimplementedKVServer) Do(context.Context, *Request) (*Response, error) {
 	return nil, status.Error(codes.Unimplemented, "method Do not implemented")
+}
+func (UnimplementedKVServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedKVServer) mustEmbedUnimplementedKVServer() {}
 func (UnimplementedKVServer) testEmbeddedByValue()            {}
@@ -142,6 +175,17 @@ func _KV_Do_Handler(srv interface{}, ctx context.Context, dec func(interface{}) 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KVServer).Watch(m, &grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KV_WatchServer = grpc.ServerStreamingServer[WatchResponse]
+
 // KV_ServiceDesc is the grpc.ServiceDesc for KV service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -160,6 +204,11 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _KV_Batch_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "Watch",
+			Handler:       _KV_Watch_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "flotilla/v1/kv.proto",
