@@ -134,6 +134,7 @@ type pebbleEngine struct {
 	options   *pebble.Options
 	db        *pebble.DB
 	buffers   *buffers
+	rangeFew  int    // see the constant; tests have less
 	installs  string // where incoming snapshots are written
 	installed atomic.Uint64
 
@@ -146,6 +147,7 @@ type pebbleEngine struct {
 
 func openPebble(options Options, claim *disk.Claim) (*pebbleEngine, error) {
 	e := &pebbleEngine{
+		rangeFew: rangeFew,
 		fs:       options.FS,
 		stop:     disk.NewStop(options.Logger.With("store", "state"), options.OnFatal),
 		claim:    claim,

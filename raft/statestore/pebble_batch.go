@@ -8,9 +8,9 @@ import (
 )
 
 // pebbleBatch gathers its changes in a table, as the buffer does that it will
-// be committed to. One that removes a range goes on as an indexed batch of
-// Pebble's, which knows ranges. It reads what Pebble has: the buffer is drained
-// first, and once more by the commit.
+// be committed to. One that removes a range with many keys goes on as an indexed
+// batch of Pebble's, which knows ranges. It reads what Pebble has: the buffer is
+// drained first, and once more by the commit.
 type pebbleBatch struct {
 	engine *pebbleEngine
 	buffer *buffer
@@ -73,11 +73,44 @@ func (b *pebbleBatch) delete(key []byte) {
 	b.note(b.ranges.Delete(b.whole(key), nil))
 }
 
+// rangeFew: what a range holds is deleted key by key up to so many. To drain the
+// buffer costs more, and so do all reads behind it that find their keys in Pebble.
+const rangeFew = 2_048
+
 func (b *pebbleBatch) deleteRange(lo, hi []byte) {
+	if b.ranges == nil {
+		few, err := b.deleteFew(lo, hi)
+		if b.note(err); few {
+			return
+		}
+	}
 	b.note(b.toRanges())
 	if b.ranges != nil {
 		b.note(b.ranges.DeleteRange(lo, hi, nil))
 	}
+}
+
+// deleteFew deletes a range key by key, unless it holds too many.
+func (b *pebbleBatch) deleteFew(lo, hi []byte) (few bool, err error) {
+	it, err := b.newIter(lo, hi)
+	if err != nil {
+		return false, err
+	}
+	var keys []byte
+	var ends []int
+	for ok := it.First(); ok && len(ends) <= b.engine.rangeFew; ok = it.Next() {
+		keys = append(keys, it.Key()[prefixBytes:]...)
+		ends = append(ends, len(keys))
+	}
+	if err := it.Close(); err != nil || len(ends) > b.engine.rangeFew {
+		return false, err
+	}
+	from := 0
+	for _, end := range ends {
+		b.delete(keys[from:end])
+		from = end
+	}
+	return true, nil
 }
 
 func (b *pebbleBatch) whole(key []byte) []byte {

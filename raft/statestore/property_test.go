@@ -42,6 +42,7 @@ func (p *pair) open() {
 	if err != nil {
 		p.t.Fatalf("open: %v", err)
 	}
+	real.engine.(*pebbleEngine).rangeFew = rapid.SampledFrom([]int{0, 1, 3, rangeFew}).Draw(p.t, "range is few")
 	p.real, p.ms = real, OpenModel(p.model, nil)
 }
 

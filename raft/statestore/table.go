@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"slices"
 	"sync/atomic"
 )
@@ -18,15 +19,15 @@ import (
 // pointer, so the garbage collector does not look into them.
 type table struct {
 	entries []tableEntry
-	buckets []int32 // number of the first entry; their count is a power of two
-	arena   []byte  // keys and values
-	keys    int     // entries but for older versions
+	firsts  []uint64 // of each entry, the key's first eight bytes: who looks for a range looks at these
+	buckets []int32  // number of the first entry; their count is a power of two
+	arena   []byte   // keys and values
+	keys    int      // entries but for older versions
 	views   atomic.Int32
 }
 
 // tableEntry is one version of one key. Entries are numbered from 1; 0 is none.
 type tableEntry struct {
-	first    uint64 // the key's first eight bytes
 	commit   uint64 // which commit wrote it
 	hash     uint32
 	next     int32 // in the bucket
@@ -41,7 +42,7 @@ type tableEntry struct {
 }
 
 const (
-	tableEntryBytes  = 56 // what an entry takes
+	tableEntryBytes  = 56 // what an entry takes, with its first bytes
 	drainHeader      = 12 // of a batch of Pebble's
 	drainOverhead    = 11 // of an entry in it, at most: kind and lengths
 	fetchedAtOnce    = 64 // keys; see fetch
@@ -76,7 +77,7 @@ func (t *table) drainBytes() int {
 
 // capacity is what it takes in memory, whatever it holds.
 func (t *table) capacity() int {
-	return cap(t.arena) + cap(t.entries)*tableEntryBytes + cap(t.buckets)*4
+	return cap(t.arena) + cap(t.entries)*(tableEntryBytes-8) + cap(t.firsts)*8 + cap(t.buckets)*4
 }
 
 func (t *table) keyOf(e *tableEntry) []byte { return t.arena[e.key:][:e.keyLen:e.keyLen] }
@@ -189,7 +190,7 @@ func (t *table) version(hash uint32, key []byte, commit, seen uint64) *tableEntr
 		n = t.insert(hash, key)
 	} else if older := t.entries[n-1]; older.commit <= seen {
 		older.old = true
-		t.entries = append(t.entries, older)
+		t.entries, t.firsts = append(t.entries, older), append(t.firsts, t.firsts[n-1])
 		e := &t.entries[n-1]
 		e.older, e.valueCap = int32(len(t.entries)), 0
 	}
@@ -204,10 +205,8 @@ func (t *table) insert(hash uint32, key []byte) int32 {
 	}
 	t.keys++
 	bucket := &t.buckets[hash&uint32(len(t.buckets)-1)]
-	t.entries = append(t.entries, tableEntry{
-		first: part(key, 0), hash: hash, next: *bucket,
-		key: uint32(len(t.arena)), keyLen: uint32(len(key)),
-	})
+	t.firsts = append(t.firsts, part(key, 0))
+	t.entries = append(t.entries, tableEntry{hash: hash, next: *bucket, key: uint32(len(t.arena)), keyLen: uint32(len(key))})
 	t.arena = append(t.arena, key...)
 	*bucket = int32(len(t.entries))
 	return *bucket
@@ -257,10 +256,16 @@ type ref struct {
 
 // refs adds the newest versions of the keys in [lo, hi), in no order.
 func (t *table) refs(to []ref, lo, hi []byte) []ref {
-	from, upTo := part(lo, 0), part(hi, 0)
-	for i := range t.entries { // one behind the other, as memory likes it
+	from, upTo := part(lo, 0), uint64(math.MaxUint64)
+	if hi != nil {
+		upTo = part(hi, 0)
+	}
+	for i, first := range t.firsts { // one behind the other, as memory likes it
+		if first < from || first > upTo {
+			continue
+		}
 		e := &t.entries[i]
-		if e.old || e.first < from || hi != nil && e.first > upTo {
+		if e.old {
 			continue
 		}
 		key := t.keyOf(e)
@@ -325,12 +330,12 @@ func (t *table) common(refs []ref, depth int) (agree, shortest int) {
 func (t *table) reset() {
 	tooMuch := cap(t.entries) > tableKeepEntries || cap(t.arena) > tableKeepBytes
 	if tooMuch || t.capacity() > tableKeepUnused && t.capacity() > 8*t.bytes() {
-		t.entries, t.buckets, t.arena, t.keys = nil, nil, nil, 0
+		t.entries, t.firsts, t.buckets, t.arena, t.keys = nil, nil, nil, nil, 0
 		return
 	}
 	for len(t.buckets) > tableBucketsMin && len(t.buckets) > 4*t.keys {
 		t.buckets = t.buckets[:len(t.buckets)/2] // it was once large: what is cleared goes by what is used
 	}
 	clear(t.buckets)
-	t.entries, t.arena, t.keys = t.entries[:0], t.arena[:0], 0
+	t.entries, t.firsts, t.arena, t.keys = t.entries[:0], t.firsts[:0], t.arena[:0], 0
 }
