@@ -19,7 +19,7 @@ func newExplainCommand(g *globals) *cobra.Command {
 and against each other place. Of a decision, whose number the events show, it
 says from what it was taken, what came of each of its operations, and whether it
 would be taken again from the same.`,
-		Args:  cobra.ExactArgs(2),
+		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := explainRequest(c.Context(), g, args[0], args[1])
 			if err != nil {
