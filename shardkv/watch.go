@@ -102,7 +102,7 @@ type watch struct {
 	about   watched
 	send    func(*flotillav1.WatchResponse) error
 	poke    chan struct{}
-	stalled chan struct{} // closed when a page of keys was not taken in time
+	stalled chan struct{} // has an element when a page of keys was not taken in time
 
 	reader  historyReader
 	shards  []shardmap.ShardID // those that have not ended
@@ -172,7 +172,7 @@ func (s *Server) newWatch(q *flotillav1.WatchRequest, send func(*flotillav1.Watc
 		about:   watched{key: q.GetKey(), prefix: q.GetPrefix()},
 		send:    send,
 		poke:    make(chan struct{}, 1),
-		stalled: make(chan struct{}),
+		stalled: make(chan struct{}, 1),
 		reader:  historyReader{history: &g.machine.history},
 		cursors: make(map[shardmap.ShardID]*watchCursor, len(q.GetShards())),
 		out:     new(flotillav1.WatchResponse),
@@ -565,7 +565,7 @@ func (w *watched) bounds(id shardmap.ShardID, copy incarnation) (lo, hi []byte) 
 // flushInTime sends a page of keys. Who does not take it in time loses the
 // stream, which would hold the view.
 func (w *watch) flushInTime() error {
-	late := time.AfterFunc(watchViewTimeout, func() { close(w.stalled) })
+	late := time.AfterFunc(watchViewTimeout, func() { signal(w.stalled) })
 	defer late.Stop()
 	return w.flush(false)
 }

@@ -20,7 +20,7 @@ func TestNumbersOfCommands(t *testing.T) {
 		w := newWorld(t, 3)
 		actions := []func(*rapid.T){
 			w.tick, w.rush, w.start, w.start, w.start, w.deliver, w.deliver, w.deliver, w.deliver,
-			w.settle, w.settle, w.settle, w.snapshot, w.snapshot, w.snapshot, w.crash, w.leave,
+			w.settle, w.settle, w.settle, w.snapshot, w.snapshot, w.snapshot, w.crash, w.leave, w.depose,
 		}
 		for range short(200, 600) {
 			rapid.SampledFrom(actions).Draw(t, "action")(t)
@@ -119,15 +119,19 @@ func (w *world) rush(t *rapid.T) {
 func (w *world) start(t *rapid.T) {
 	i := w.pick(t)
 	for range rapid.IntRange(1, 3).Draw(t, "commands") {
-		w.serial++
-		command := fmt.Sprint("command ", w.serial)
-		if n, ok := w.machines[i].rp.start([]byte(command)); ok {
-			w.promised[command] = n
-		}
+		w.startAt(i)
 	}
 	// Sometimes more comes before the turn.
 	if rapid.Bool().Draw(t, "turn") {
 		w.pump(i, 0)
+	}
+}
+
+func (w *world) startAt(i int) {
+	w.serial++
+	command := fmt.Sprint("command ", w.serial)
+	if n, ok := w.machines[i].rp.start([]byte(command)); ok {
+		w.promised[command] = n
 	}
 }
 
@@ -150,6 +154,26 @@ func (w *world) deliver(t *rapid.T) {
 // leave cuts a peer off, or brings it back.
 func (w *world) leave(t *rapid.T) {
 	w.away = rapid.IntRange(-1, len(w.machines)-1).Draw(t, "away")
+}
+
+// depose has a peer that nobody hears take commands, if it leads, and another one
+// campaign and take some too: when all hear each other again, the first ones go.
+func (w *world) depose(t *rapid.T) {
+	i := w.pick(t)
+	w.settle(t)
+	w.away = i
+	w.startAt(i)
+	w.pump(i, 0)
+	other := (i + 1) % len(w.machines)
+	for range 2 * electionTicks {
+		w.machines[other].rp.tick()
+	}
+	w.pump(other, 0)
+	w.settle(t)
+	w.startAt(other)
+	w.pump(other, 0)
+	w.settle(t)
+	w.away = -1
 }
 
 // settle delivers all calls in order until none is left.
