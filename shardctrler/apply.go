@@ -42,7 +42,7 @@ func (d *draft) apply(c Command) any {
 	case Observe:
 		return outcome(d.observe(c))
 	case Prefer:
-		return outcome(d.prefer(c))
+		return d.order(c, func() any { return outcome(d.prefer(c)) })
 	case ReportMove:
 		return outcome(d.reportMove(c))
 	case OrderMove:

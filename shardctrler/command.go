@@ -44,9 +44,8 @@ type Registered struct {
 // twice. Answer: Committed.
 type Commit struct {
 	Operations []Operation
-	// Applied is the entry as of which the state was that the plan was made from:
-	// behind another state all is refused. 0: that is not said, and no decision is
-	// kept.
+	// Applied is the entry as of which the state was that the plan was made from. 0:
+	// that is not said, and no decision is kept.
 	Applied raft.Index
 	Scene   []byte // packScene's
 }

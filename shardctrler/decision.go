@@ -44,10 +44,19 @@ const (
 	sceneUnpackedMax = 64 << 20
 )
 
+// size is about what it takes.
 func (d *Decision) size() int {
 	size := len(d.Scene) + len(d.Order) + 64
 	for _, o := range d.Planned {
 		size += len(o.Reason) + 64
+		switch b := o.Body.(type) {
+		case CreateGroups:
+			size += 8*len(b.Owners) + 64*len(b.Groups)
+		case ChangeMembership:
+			size += 32 * len(b.Members)
+		case Reassign:
+			size += 16 * len(b.Shards)
+		}
 	}
 	return size
 }
@@ -160,7 +169,7 @@ func (o Observed) needed(planned []Operation) Observed {
 	o.Quiet = 0
 	o.Groups = slices.Clone(o.Groups)
 	for i := range o.Groups {
-		o.Groups[i].Measured, o.Groups[i].Loads = 0, nil
+		o.Groups[i].Measured, o.Groups[i].Over, o.Groups[i].Loads = 0, 0, nil
 	}
 	return o
 }
@@ -229,7 +238,11 @@ func digestOf(s *State) uint64 {
 
 // order applies what an operator ordered, and keeps it as a decision.
 func (d *draft) order(c Command, apply func() any) any {
-	before, last := encodeScene(&d.State, Observed{}), d.LastEvent
+	var before []byte
+	if d.changed() { // by the entry's other commands: then the state before it is not what this one finds
+		before = encodeScene(&d.State, Observed{})
+	}
+	last := d.LastEvent
 	d.decision = d.LastDecision + 1
 	answer := apply()
 	decision := Decision{ID: d.decision, Time: d.Time, Order: EncodeCommand(c)}
@@ -239,6 +252,9 @@ func (d *draft) order(c Command, apply func() any) any {
 	}
 	d.beginMoves()
 	decision.Digest = digestOf(&d.State)
+	if before == nil {
+		before = encodeScene(d.base, Observed{})
+	}
 	if len(before) <= sceneMax {
 		decision.Scene = before
 	}
@@ -251,13 +267,6 @@ func (d *draft) order(c Command, apply func() any) any {
 func (d *draft) commit(c Commit) Committed {
 	refused := make([]error, len(c.Operations))
 	if c.Applied != 0 {
-		if c.Applied != d.before || d.changed() {
-			err := stale("it was planned from the state at %d, and there is a newer one", c.Applied)
-			for i := range refused {
-				refused[i] = err
-			}
-			return Committed{Refused: refused}
-		}
 		d.decision = d.LastDecision + 1
 	}
 	decision := Decision{ID: d.decision, Time: d.Time, Planned: clipped(c.Operations), Made: make([]OperationID, len(c.Operations)), Scene: c.Scene}
@@ -387,6 +396,7 @@ func (e *encoder) observedGroup(g ObservedGroup) {
 		e.bool(m.Stalled)
 	}
 	e.int(int64(g.Measured))
+	e.int(int64(g.Over))
 	e.count(len(g.Loads))
 	for _, l := range g.Loads {
 		e.uint(uint64(l.Shard))
@@ -408,7 +418,7 @@ func (d *decoder) observedGroup() ObservedGroup {
 		m.Lag, m.Stalled = d.int(), d.bool()
 		g.Members = append(g.Members, m)
 	}
-	g.Measured = d.duration()
+	g.Measured, g.Over = d.duration(), d.duration()
 	for range d.count() {
 		g.Loads = append(g.Loads, ShardLoad{Shard: shardmap.ShardID(d.uint()), Reads: d.uint(), Writes: d.uint(), Bytes: d.uint()})
 	}

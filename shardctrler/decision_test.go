@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -121,26 +122,35 @@ func TestReplayNoticesADifference(t *testing.T) {
 	}
 }
 
-// TestAPlanOfAnotherStateIsRefused: what is kept as its inputs would not be those.
-func TestAPlanOfAnotherStateIsRefused(t *testing.T) {
+// TestALatePlanIsKeptAsItWasMade: with what it was planned from, though the state
+// has gone on, and with what of it was refused.
+func TestALatePlanIsKeptAsItWasMade(t *testing.T) {
 	r := afterBringUp(t)
+	r.must(t, AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 3}}, {Nodes: []raft.NodeID{2, 3, 4}}}})
 	seen := allUp(r.state)
-	seen.Nodes[3] = ObservedNode{ID: 4, Silent: downAfter}
-	plan := CommitPlan(r.state, seen, Plan(r.state, seen))
+	planned := Plan(r.state, seen)
+	plan := CommitPlan(r.state, seen, planned)
+	r.must(t, Commit{Operations: planned[:1]})
 	r.apply(Register{Registration: registrationOf("e")})
-	before := len(r.state.Events)
-	for _, refused := range r.apply(plan).(Committed).Refused {
-		if refused == nil || !strings.Contains(refused.Error(), "a newer one") {
-			t.Errorf("answered %v", refused)
+	refused := r.apply(plan).(Committed).Refused
+	if len(refused) < 2 || refused[0] == nil || refused[1] != nil {
+		t.Fatalf("answered %v", refused)
+	}
+	d := r.state.Decisions[1] // behind the order
+	if d.Made[0] != 0 || d.Made[1] == 0 {
+		t.Errorf("made %v", d.Made)
+	}
+	if differs, err := d.Replay(); differs != "" || err != nil {
+		t.Errorf("%s, %v", differs, err)
+	}
+	if x, _ := ExplainDecision(r.state, d.ID); !strings.Contains(facts(x), "refused, as the state no longer was so") {
+		t.Errorf("%s", facts(x))
+	}
+	all := r.apply(plan).(Committed).Refused
+	for _, err := range all {
+		if err == nil && len(r.state.Decisions) == 2 {
+			t.Errorf("answered %v", all)
 		}
-	}
-	if len(r.state.Decisions) != 0 || len(r.state.Events) != before {
-		t.Errorf("%d decisions, events %+v", len(r.state.Decisions), r.state.Events[before:])
-	}
-	plan = CommitPlan(r.state, seen, Plan(r.state, seen))
-	s, answers, _ := apply(r.state, r.state.Applied+1, r.state.Time, []Command{Register{Registration: registrationOf("f")}, plan})
-	if answers[1].(Committed).Refused[0] == nil || len(s.Decisions) != 0 {
-		t.Error("a plan is taken behind another command of its entry")
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // so that exactly those records are stored.
 type draft struct {
 	State
-	before   raft.Index // the entry applied before
+	base     *State     // before the entry
 	decision DecisionID // that is being taken, 0: none
 	copied   map[recordKind]bool
 	touched  map[recordKey]bool
@@ -22,7 +22,7 @@ type draft struct {
 
 // begin starts a draft of the entry at index with its stamp.
 func begin(s *State, index raft.Index, stamp int64) *draft {
-	d := &draft{State: *s, before: s.Applied, copied: make(map[recordKind]bool), touched: make(map[recordKey]bool)}
+	d := &draft{State: *s, base: s, copied: make(map[recordKind]bool), touched: make(map[recordKey]bool)}
 	d.Applied, d.Time = index, max(d.Time, stamp)
 	d.touchMeta()
 	return d
@@ -99,6 +99,9 @@ func (d *draft) setOwner(shard shardmap.ShardID, a shardmap.Assignment) {
 
 // addConfig appends the next config and forgets the oldest past the limit.
 func (d *draft) addConfig(reason string, owners []raft.GroupID, pinned []shardmap.ShardID) {
+	if before := d.config(); before.Expected.Group != 0 && !before.Noted {
+		d.addEvent(NoteEffect{}.kind(), "cluster", fmt.Sprintf("config %d was replaced before it was known what it brought", before.Num))
+	}
 	c := Config{Num: d.config().Num + 1, Created: d.Time, Reason: clip(reason), Owners: owners, Pinned: pinned}
 	for _, g := range d.replicaGroups() {
 		cg := ConfigGroup{ID: g.ID}

@@ -91,6 +91,8 @@ func orderText(order []byte) string {
 			return fmt.Sprintf("node drain %d --back", c.Node)
 		}
 		return fmt.Sprintf("node drain %d", c.Node)
+	case Prefer:
+		return fmt.Sprintf("group transfer-leader %d %d", c.Group, c.Node)
 	case RemoveNode:
 		return fmt.Sprintf("node remove %d", c.Node)
 	}
@@ -110,9 +112,12 @@ func (x *Explanation) inputs(then scene) {
 		}
 		nodes = append(nodes, text)
 	}
-	active := len(then.state.movingShards())
-	x.fact("from: nodes %s; %d groups, %d of them heard of; config %d; %d moves and %d operations under way", strings.Join(nodes, ", "),
-		len(then.state.Groups), len(then.observed.Groups), then.state.config().Num, active, len(then.state.Operations))
+	groups := fmt.Sprintf("%d groups", len(then.state.Groups))
+	if len(then.observed.Nodes) > 0 {
+		groups += fmt.Sprintf(", %d of them heard of", len(then.observed.Groups))
+	}
+	x.fact("from: nodes %s; %s; config %d; %d moves and %d operations under way", strings.Join(nodes, ", "), groups,
+		then.state.config().Num, len(then.state.movingShards()), len(then.state.Operations))
 	if then.observed.Quiet == 0 {
 		return
 	}
@@ -158,7 +163,8 @@ func endText(s *State, o Operation, id OperationID) string {
 	i := slices.IndexFunc(s.Events, func(e Event) bool {
 		return e.Operation == id && (e.Kind == o.Body.kind()+"-done" || e.Kind == o.Body.kind()+"-refused")
 	})
-	if _, waits := o.Body.onGroup(); !waits {
+	_, isMove := o.Body.(StartMove)
+	if _, waits := o.Body.onGroup(); !waits && !isMove {
 		return "in effect at once"
 	} else if i < 0 {
 		return "over, and how is forgotten"
@@ -172,6 +178,8 @@ func endText(s *State, o Operation, id OperationID) string {
 
 func moveText(m Move) string {
 	switch {
+	case m.State == MoveDone && m.Pause == 0:
+		return fmt.Sprintf("done in %v", time.Duration(m.Ended-m.Started)*time.Millisecond)
 	case m.State == MoveDone:
 		return fmt.Sprintf("done in %v, with a pause of %v", time.Duration(m.Ended-m.Started)*time.Millisecond, time.Duration(m.Pause)*time.Microsecond)
 	case m.active():

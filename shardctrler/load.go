@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -26,7 +27,7 @@ const bytesPerRequest = 4 << 10
 // weight is all of it, in requests a second.
 func (l ShardLoad) weight() uint64 { return l.Reads + l.Writes + l.Bytes/bytesPerRequest }
 
-// weight of all shards of a group.
+// weight of all shards of a group, as far as they are told.
 func (g ObservedGroup) weight() (sum uint64) {
 	for _, l := range g.Loads {
 		sum += l.weight()
@@ -39,10 +40,14 @@ func (g ObservedGroup) weight() (sum uint64) {
 func observedGroups(reports []*flotillav1.NodeReport) []ObservedGroup {
 	groups := make(map[raft.GroupID]ObservedGroup)
 	for _, rep := range reports {
+		loads := make(map[uint64]*flotillav1.GroupLoad, len(rep.GetLoads()))
+		for _, l := range rep.GetLoads() {
+			loads[l.GetGroup()] = l
+		}
 		for _, g := range rep.GetGroups() {
 			seen := observedGroup(g)
 			if before, ok := groups[seen.ID]; !ok || before.Term < seen.Term {
-				seen.Measured, seen.Loads = observedLoad(rep, g.Id)
+				seen.Measured, seen.Loads = observedLoad(loads[g.Id])
 				groups[seen.ID] = seen
 			}
 		}
@@ -50,17 +55,13 @@ func observedGroups(reports []*flotillav1.NodeReport) []ObservedGroup {
 	return slices.SortedFunc(maps.Values(groups), func(a, b ObservedGroup) int { return compare(a.ID, b.ID) })
 }
 
-// observedLoad is a group's load in a report.
-func observedLoad(rep *flotillav1.NodeReport, group uint64) (measured time.Duration, loads []ShardLoad) {
-	i := slices.IndexFunc(rep.GetLoads(), func(l *flotillav1.GroupLoad) bool { return l.GetGroup() == group })
-	if i < 0 {
-		return 0, nil
-	}
-	for _, s := range rep.Loads[i].GetShards() {
+// observedLoad is a group's load as it was reported; nil: it was not.
+func observedLoad(w *flotillav1.GroupLoad) (measured time.Duration, loads []ShardLoad) {
+	for _, s := range w.GetShards() {
 		loads = append(loads, ShardLoad{Shard: shardmap.ShardID(s.GetShard()), Reads: s.GetReadsPerS(), Writes: s.GetWritesPerS(), Bytes: s.GetBytesPerS()})
 	}
 	slices.SortFunc(loads, func(a, b ShardLoad) int { return compare(a.Shard, b.Shard) })
-	return time.Duration(max(0, rep.Loads[i].GetMeasuredMs())) * time.Millisecond, loads
+	return time.Duration(max(0, w.GetMeasuredMs())) * time.Millisecond, loads
 }
 
 // ownLoads leaves of a group's loads those of the shards that are its own: a
@@ -108,7 +109,7 @@ func (NoteEffect) onGroup() (raft.GroupID, bool) { return 0, false }
 // Bounds of balancing by load: shards move for it only where it is worth it and
 // will stay so.
 const (
-	loadSettle   = 30 * time.Second // for how long loads are measured, and all is quiet, first
+	loadSettle   = 30 * time.Second // for how long loads are measured, all is quiet, and a group has too much, first
 	loadWorth    = 1_000            // a second: below that no group has too much
 	loadOver     = 1.25             // times the mean of the groups: a group with more has too much
 	loadGain     = 0.10             // of what the busiest group has: by so much the most must become less
@@ -156,11 +157,39 @@ func (p *planner) balanceLoad() {
 			config.Num, e.Group, e.Weight, has, others)
 		return
 	}
+	b.lasting = func(id raft.GroupID) bool { seen, _ := p.group(id); return seen.Over >= loadSettle }
 	b.balance(groups)
 	if len(b.moved) > 0 {
-		expected := Expectation{b.first.group, b.weights[b.first.group]}
+		expected := Expectation{b.reliefs[0].group, b.weights[b.reliefs[0].group]}
 		p.add(Reassign{Config: config.Num, Shards: b.moved, Expected: expected}, "%s", b.reason())
 	}
+}
+
+// tooMuch are the groups that have far more to do than the others, by what is
+// observed.
+func tooMuch(s *State, o Observed) map[raft.GroupID]bool {
+	type group struct {
+		id     raft.GroupID
+		weight uint64
+	}
+	var groups []group
+	sum := uint64(0)
+	for _, g := range o.Groups {
+		if g.Measured > 0 {
+			groups = append(groups, group{g.ID, loadAt(s, g)})
+			sum += groups[len(groups)-1].weight
+		}
+	}
+	slices.SortStableFunc(groups, func(a, b group) int { return cmp.Compare(b.weight, a.weight) })
+	over := make(map[raft.GroupID]bool)
+	for i, g := range groups { // those before it do not count
+		if g.weight < loadWorth || float64(g.weight)*float64(len(groups)-i) <= loadOver*float64(sum) {
+			break
+		}
+		over[g.id] = true
+		sum -= g.weight
+	}
+	return over
 }
 
 // loadBalance is one attempt to even out what groups have to do.
@@ -169,8 +198,10 @@ type loadBalance struct {
 	hottest map[raft.GroupID]placed // of each group, pinned or not
 	shards  []placed                // that may be moved
 	moved   []Reassigned
+	most    int // that may be moved in all
+	lasting func(raft.GroupID) bool
 
-	first relief // of the group that had most
+	reliefs []relief // the group that had most first
 }
 
 // placed is a shard with what it costs, and its group.
@@ -185,6 +216,7 @@ type relief struct {
 	group               raft.GroupID
 	mean, before, after uint64
 	hot                 placed // that fills a group alone; weight 0: there is none
+	shards              int    // that go
 }
 
 // balance relieves the group that has the most to do, then the next: of what
@@ -193,7 +225,8 @@ type relief struct {
 // relieved, or cannot be, no longer counts.
 func (b *loadBalance) balance(groups []raft.GroupID) {
 	open := slices.Clone(groups)
-	for len(open) > 1 && len(b.moved) < reassignsMax {
+	b.most = reassignsMax
+	for len(open) > 1 && len(b.moved) < b.most {
 		sum := uint64(0)
 		for _, g := range open {
 			sum += b.weights[g]
@@ -204,16 +237,21 @@ func (b *loadBalance) balance(groups []raft.GroupID) {
 		if r.before < loadWorth || float64(r.before) <= loadOver*float64(r.mean) {
 			break
 		}
-		tried := &loadBalance{weights: maps.Clone(b.weights), hottest: b.hottest, shards: slices.Clone(b.shards), moved: slices.Clone(b.moved)}
-		if tried.relieve(&r, open) {
+		if whole := r; b.lasting(r.group) && b.trial(len(b.shards)).relieve(&whole, open) {
+			tried := b.trial(b.most) // what is left comes when these have settled
+			tried.relieve(&r, open)
+			r.shards = len(tried.moved) - len(b.moved)
 			b.weights, b.shards, b.moved = tried.weights, tried.shards, tried.moved
-			if b.first.group == 0 {
-				b.first = r
-			}
+			b.reliefs = append(b.reliefs, r)
 		}
 		open = slices.DeleteFunc(open, func(g raft.GroupID) bool { return g == r.group })
 	}
 	slices.SortFunc(b.moved, func(a, b Reassigned) int { return compare(a.Shard, b.Shard) })
+}
+
+// trial is a copy that may move so many.
+func (b *loadBalance) trial(most int) *loadBalance {
+	return &loadBalance{weights: maps.Clone(b.weights), hottest: b.hottest, shards: slices.Clone(b.shards), moved: slices.Clone(b.moved), most: max(most, b.most)}
 }
 
 // relieve moves shards of a group to those that have least to do, and tells
@@ -231,7 +269,7 @@ func (b *loadBalance) relieve(r *relief, open []raft.GroupID) bool {
 // evenOut moves, each time, the shard that evens out most, until the group has
 // about the mean.
 func (b *loadBalance) evenOut(r *relief, open []raft.GroupID) {
-	for len(b.moved) < reassignsMax && b.weights[r.group] > r.mean {
+	for len(b.moved) < b.most && b.weights[r.group] > r.mean {
 		to := b.idlest(open)
 		best, most := -1, b.weights[r.group]
 		for i, s := range b.shards {
@@ -250,12 +288,17 @@ func (b *loadBalance) evenOut(r *relief, open []raft.GroupID) {
 	r.after = max(r.after, b.weights[r.group])
 }
 
-// isolate moves all shards of the group but the hot one.
+// isolate moves all shards of the group but the hot one, the heaviest first.
 func (b *loadBalance) isolate(r *relief, open []raft.GroupID) {
+	var neighbours []int
 	for i, s := range b.shards {
-		if b.movable(s, r) && s.shard != r.hot.shard && len(b.moved) < reassignsMax {
-			b.move(r, i, b.idlest(open))
+		if b.movable(s, r) && s.shard != r.hot.shard {
+			neighbours = append(neighbours, i)
 		}
+	}
+	slices.SortStableFunc(neighbours, func(i, j int) int { return cmp.Compare(b.shards[j].weight, b.shards[i].weight) })
+	for _, i := range neighbours[:min(len(neighbours), b.most-len(b.moved))] {
+		b.move(r, i, b.idlest(open))
 	}
 }
 
@@ -269,7 +312,11 @@ func (b *loadBalance) move(r *relief, i int, to raft.GroupID) {
 	b.weights[s.group] -= s.weight
 	b.weights[to] += s.weight
 	s.group = to
-	b.moved = append(b.moved, Reassigned{s.shard, to})
+	if i := slices.IndexFunc(b.moved, func(m Reassigned) bool { return m.Shard == s.shard }); i >= 0 {
+		b.moved[i].To = to // it came to this group a moment ago
+	} else {
+		b.moved = append(b.moved, Reassigned{s.shard, to})
+	}
 	r.after = max(r.after, b.weights[to])
 }
 
@@ -288,13 +335,23 @@ func (b *loadBalance) extreme(groups []raft.GroupID, beats func(a, than uint64) 
 	return best
 }
 
+// reasonsMax is for how many groups a reason says why they are relieved.
+const reasonsMax = 4
+
 func (b *loadBalance) reason() string {
-	r := b.first
-	text := fmt.Sprintf("group %d has %d requests a second, %.1f times the mean of %d", r.group, r.before, float64(r.before)/float64(max(r.mean, 1)), r.mean)
-	if r.hot.weight > 0 {
-		text += fmt.Sprintf("; shard %d alone has %d, so its neighbours leave", r.hot.shard, r.hot.weight)
+	var texts []string
+	for i, r := range b.reliefs {
+		if i == reasonsMax {
+			texts = append(texts, fmt.Sprintf("and %d groups more", len(b.reliefs)-i))
+			break
+		}
+		text := fmt.Sprintf("group %d has %d requests a second, %.1f times the mean of %d", r.group, r.before, float64(r.before)/float64(max(r.mean, 1)), r.mean)
+		if r.hot.weight > 0 {
+			text += fmt.Sprintf("; shard %d alone has %d, so its neighbours leave", r.hot.shard, r.hot.weight)
+		}
+		texts = append(texts, fmt.Sprintf("%s: %d shards go to groups with less to do, and it keeps %d", text, r.shards, b.weights[r.group]))
 	}
-	return fmt.Sprintf("%s: %d shards go to groups with less to do, and it keeps %d", text, len(b.moved), b.weights[r.group])
+	return strings.Join(texts, "; ")
 }
 
 // reassign makes the config.
@@ -306,9 +363,9 @@ func (d *draft) reassign(o Operation, r Reassign) error {
 	if len(r.Shards) == 0 || len(r.Shards) > reassignsMax {
 		return invalid("%d shards to be reassigned: it must be 1 to %d", len(r.Shards), reassignsMax)
 	}
-	owners := slices.Clone(config.Owners)
+	owners, serving := slices.Clone(config.Owners), d.servingGroups()
 	for _, s := range r.Shards {
-		if uint64(s.Shard) >= uint64(len(owners)) || !slices.Contains(d.servingGroups(), s.To) {
+		if uint64(s.Shard) >= uint64(len(owners)) || !slices.Contains(serving, s.To) {
 			return stale("shard %d cannot go to group %d", s.Shard, s.To)
 		}
 		if _, pinned := slices.BinarySearch(config.Pinned, s.Shard); pinned {

@@ -53,7 +53,7 @@ func (w *loadWorld) observe() Observed {
 	}
 	for _, g := range w.state.Groups {
 		seen := ObservedGroup{ID: g.ID, Epoch: g.Epoch, Term: 1, Leader: g.Members[0].Node, Hold: true,
-			Measured: loadSettle, Loads: loadsAt(w.state, g.ID, w.loads)}
+			Measured: loadSettle, Over: loadSettle, Loads: loadsAt(w.state, g.ID, w.loads)}
 		for _, m := range g.Members {
 			seen.Members = append(seen.Members, ObservedMember{Member: m})
 		}
@@ -220,6 +220,7 @@ func TestLoadsThatMoveNothing(t *testing.T) {
 		"all is known":            {hot, func(*Observed) {}, true},
 		"little is asked for":     {fewer, func(*Observed) {}, false},
 		"shards moved just now":   {hot, func(o *Observed) { o.Quiet = loadSettle - 1 }, false},
+		"it is over soon":         {hot, func(o *Observed) { o.Groups[2].Over = loadSettle - 1 }, false},
 		"a leader is new":         {hot, func(o *Observed) { o.Groups[2].Measured = loadSettle - 1 }, false},
 		"a group is not heard of": {hot, func(o *Observed) { o.Groups = slices.Delete(o.Groups, 2, 3) }, false},
 		"it is asked for at a former owner": {hot, func(o *Observed) {

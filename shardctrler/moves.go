@@ -384,6 +384,7 @@ func (d *draft) keepAt(m Move, at raft.GroupID, reason string) {
 	owners := slices.Clone(config.Owners)
 	owners[m.Shard] = at
 	d.addConfig(reason, owners, config.Pinned)
+	d.addMoveEvent(m, "keep-shard", reason)
 }
 
 // withPin is pinned, ascending, with a shard more.

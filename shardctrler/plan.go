@@ -58,8 +58,10 @@ type ObservedGroup struct {
 	// for now.
 	Hold bool
 	// Loads of its shards, ascending; the leader has Measured for so long. A shard
-	// that is not there has none to speak of.
+	// that is not there has none to speak of. Over is for how long the group has had
+	// far more than the others.
 	Measured time.Duration
+	Over     time.Duration
 	Loads    []ShardLoad
 }
 

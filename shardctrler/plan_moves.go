@@ -13,6 +13,9 @@ func (p *planner) moves() {
 	config := s.config()
 	moving := s.movingShards()
 	under := len(moving)
+	if under > movesMax/2 {
+		return // many at once are one decision
+	}
 	for i, at := range s.Shards {
 		if under >= movesMax {
 			return

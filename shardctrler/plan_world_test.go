@@ -91,7 +91,7 @@ func (w *planWorld) observe() Observed {
 			}
 			seen.Members = append(seen.Members, ObservedMember{Member: m, Lag: lag})
 		}
-		seen.Measured, seen.Loads = loadSettle, loadsAt(w.state, g.ID, w.loads)
+		seen.Measured, seen.Over, seen.Loads = loadSettle, loadSettle, loadsAt(w.state, g.ID, w.loads)
 		o.Groups = append(o.Groups, seen)
 	}
 	return o

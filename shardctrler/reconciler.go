@@ -46,6 +46,7 @@ type reconciler struct {
 	learners map[raft.ReplicaKey]learning
 	config   shardmap.ConfigNum // that was the latest at the last turn
 	stirred  time.Time          // when shards were last on their way, or to be
+	over     map[raft.GroupID]time.Time
 }
 
 // learning is how near a learner has come, and when.
@@ -267,7 +268,24 @@ func (r *reconciler) withHolds(in turnInput) Observed {
 	}
 	r.watchLearners(in.now, &o)
 	o.Quiet = r.quiet(in)
+	r.watchLoads(in, &o)
 	return o
+}
+
+// watchLoads notes since when groups have too much.
+func (r *reconciler) watchLoads(in turnInput, o *Observed) {
+	over := make(map[raft.GroupID]time.Time)
+	for id := range tooMuch(in.state, *o) {
+		if over[id] = in.now; !r.over[id].IsZero() {
+			over[id] = r.over[id]
+		}
+	}
+	r.over = over
+	for i := range o.Groups {
+		if since, is := over[o.Groups[i].ID]; is {
+			o.Groups[i].Over = in.now.Sub(since)
+		}
+	}
 }
 
 // quiet is for how long shards have stayed where they are.

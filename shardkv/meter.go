@@ -17,7 +17,7 @@ import (
 const (
 	meterSmooth  = 10 * time.Second // an average reaches back about so far
 	meterStep    = 500 * time.Millisecond
-	meterPage    = 256 // shards
+	meterPage    = 256 // shards: pointers of so many are made together
 	hotFrom      = 100 // requests a second from which on a shard's keys are looked at
 	hotUntil     = 10  // and below which no more
 	hotKeysKept  = 16  // of a shard
@@ -26,53 +26,50 @@ const (
 	hotSample    = 8   // one request in so many is looked at
 )
 
-// meter counts the requests that a node carries out for the shards of a group.
-// Counting is a few additions; averages are made when somebody asks, and a group
-// that nobody asks anything of has no meters.
+// meter counts the requests that come to a node for the shards of a group.
+// Counting is a few additions; averages are made when somebody asks, and a shard
+// that nobody asks anything of has no meter.
 type meter struct {
 	pages atomic.Pointer[[]atomic.Pointer[meterPages]]
 
 	mu    sync.Mutex // guards all below, and what is averaged
-	term  raft.Term  // of the leader that counts
-	since time.Time  // it leads since then
-	at    time.Time  // as of when the averages are
+	all   []*shardMeter
+	term  raft.Term // of the leader that counts
+	since time.Time // it leads since then
+	at    time.Time // as of when the averages are
 }
 
-type meterPages [meterPage]shardMeter
+type meterPages [meterPage]atomic.Pointer[shardMeter]
 
 // shardMeter is one shard's: what was counted since the node began, and averages
 // of it.
 type shardMeter struct {
+	shard                shardmap.ShardID
 	reads, writes, bytes atomic.Uint64
 	keys                 atomic.Pointer[hotKeys] // nil: nobody looks at its keys
 
 	averages [3]average // guarded by meter.mu: of reads, writes, bytes
 }
 
-// average is exponentially smoothed, and right from the first step on: part is
-// what the steps since the beginning weigh together.
+// average is exponentially smoothed. What was before the leader began to count
+// weighs nothing; see meter.part.
 type average struct {
 	seen uint64 // the count at the last step
 	sum  float64
-	part float64
 }
 
-// step takes in the count after some time.
-func (a *average) step(count uint64, passed time.Duration) {
-	weight := 1 - math.Exp(-float64(passed)/float64(meterSmooth))
-	rate := float64(count-a.seen) / passed.Seconds()
-	a.sum += weight * (rate - a.sum)
-	a.part += weight * (1 - a.part)
+// step takes in the count after some seconds that have a weight.
+func (a *average) step(count uint64, seconds, weight float64) {
+	a.sum += weight * (float64(count-a.seen)/seconds - a.sum)
 	a.seen = count
 }
 
-// rate is how much there is a second.
-func (a *average) rate() float64 {
-	if a.part == 0 {
-		return 0
-	}
-	return a.sum / a.part
-}
+// faded is what is left of an average's weight after a while.
+func faded(d time.Duration) float64 { return math.Exp(-float64(d) / float64(meterSmooth)) }
+
+// part is what all steps since the leader began weigh together: divided by it, an
+// average is right from the first step on.
+func (m *meter) part() float64 { return max(1-faded(m.at.Sub(m.since)), 1e-9) }
 
 // count notes a request with what it brings or, answered, takes away; key is the
 // first that it names.
@@ -99,7 +96,9 @@ func (m *meter) count(r *request, shards int) {
 func (m *meter) answered(shard shardmap.ShardID, bytes int) {
 	if pages := m.pages.Load(); pages != nil && int(shard)/meterPage < len(*pages) {
 		if p := (*pages)[shard/meterPage].Load(); p != nil {
-			p[shard%meterPage].bytes.Add(uint64(bytes))
+			if s := p[shard%meterPage].Load(); s != nil {
+				s.bytes.Add(uint64(bytes))
+			}
 		}
 	}
 }
@@ -148,24 +147,24 @@ func (m *meter) shard(shard shardmap.ShardID, shards int) *shardMeter {
 		page.CompareAndSwap(nil, new(meterPages))
 		p = page.Load()
 	}
-	return &p[shard%meterPage]
+	at := &p[shard%meterPage]
+	if s := at.Load(); s != nil {
+		return s
+	}
+	made := &shardMeter{shard: shard}
+	if !at.CompareAndSwap(nil, made) {
+		return at.Load()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.all = withMeter(m.all, made)
+	return made
 }
 
-// each calls f for every shard that was ever asked for here, ascending.
-func (m *meter) each(f func(shardmap.ShardID, *shardMeter)) {
-	pages := m.pages.Load()
-	if pages == nil {
-		return
-	}
-	for i := range *pages {
-		p := (*pages)[i].Load()
-		if p == nil {
-			continue
-		}
-		for j := range p {
-			f(shardmap.ShardID(i*meterPage+j), &p[j])
-		}
-	}
+// withMeter keeps meters ascending by shard.
+func withMeter(all []*shardMeter, s *shardMeter) []*shardMeter {
+	i, _ := slices.BinarySearchFunc(all, s.shard, func(s *shardMeter, id shardmap.ShardID) int { return cmp.Compare(s.shard, id) })
+	return slices.Insert(all, i, s)
 }
 
 // load is what was carried out lately by the leader of a term, which this node
@@ -179,56 +178,63 @@ func (m *meter) load(group raft.GroupID, term raft.Term, now time.Time, keys boo
 	}
 	if passed := now.Sub(m.at); passed >= meterStep {
 		m.at = now
-		m.each(func(_ shardmap.ShardID, s *shardMeter) { s.step(passed) })
+		left, part := faded(passed), m.part()
+		for _, s := range m.all {
+			s.step(passed, left, part)
+		}
 	}
 	w := &flotillav1.GroupLoad{Group: uint64(group), MeasuredMs: m.at.Sub(m.since).Milliseconds()}
-	m.each(func(shard shardmap.ShardID, s *shardMeter) {
-		reads, writes := s.averages[0].rate(), s.averages[1].rate()
-		if reads+writes < 1 {
-			return
+	part, sum := m.part(), 0.0
+	for _, s := range m.all {
+		reads, writes := s.averages[0].sum/part, s.averages[1].sum/part
+		sum += reads + writes
+		if reads+writes < 0.5 {
+			continue
 		}
-		line := &flotillav1.ShardLoad{Shard: uint64(shard), ReadsPerS: uint64(reads), WritesPerS: uint64(writes), BytesPerS: uint64(s.averages[2].rate())}
+		line := &flotillav1.ShardLoad{Shard: uint64(s.shard), ReadsPerS: rounded(reads), WritesPerS: rounded(writes), BytesPerS: rounded(s.averages[2].sum / part)}
 		if k := s.keys.Load(); keys && k != nil {
 			line.HotKeys = k.hottest()
 		}
 		w.Shards = append(w.Shards, line)
-	})
+	}
+	w.RequestsPerS = rounded(sum)
 	return w
 }
+
+func rounded(rate float64) uint64 { return uint64(math.Round(rate)) }
 
 // begin forgets the averages: another leader counted, and what it saw is not
 // known here.
 func (m *meter) begin(term raft.Term, now time.Time) {
 	m.term, m.since, m.at = term, now, now
-	m.each(func(_ shardmap.ShardID, s *shardMeter) {
+	for _, s := range m.all {
 		for i, count := range s.counts() {
 			s.averages[i] = average{seen: count}
 		}
-	})
+	}
 }
 
 func (s *shardMeter) counts() [3]uint64 {
 	return [3]uint64{s.reads.Load(), s.writes.Load(), s.bytes.Load()}
 }
 
-func (s *shardMeter) step(passed time.Duration) {
+func (s *shardMeter) step(passed time.Duration, left, part float64) {
 	for i, count := range s.counts() {
-		s.averages[i].step(count, passed)
+		s.averages[i].step(count, passed.Seconds(), 1-left)
 	}
-	rate := s.averages[0].rate() + s.averages[1].rate()
+	rate := (s.averages[0].sum + s.averages[1].sum) / part
 	switch k := s.keys.Load(); {
 	case k == nil && rate >= hotFrom:
 		s.keys.Store(newHotKeys())
 	case k != nil && rate < hotUntil:
 		s.keys.Store(nil)
 	case k != nil:
-		k.fade(passed)
+		k.fade(left)
 	}
 }
 
-// Load is what the requests of a group cost lately that this node carried out as
-// the leader of a term; nil: not known, or there were none. keys: with the keys
-// that were asked for most.
+// Load is what was asked of a group lately while this node led it in a term; nil:
+// not known yet. keys: with the keys that were asked for most.
 func (s *Server) Load(id raft.GroupID, term raft.Term, keys bool) *flotillav1.GroupLoad {
 	g := s.group(id)
 	if g == nil {
@@ -279,8 +285,7 @@ func (h *hotKeys) note(key []byte) {
 }
 
 // fade makes what is long ago count less.
-func (h *hotKeys) fade(passed time.Duration) {
-	left := math.Exp(-float64(passed) / float64(meterSmooth))
+func (h *hotKeys) fade(left float64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.total *= left

@@ -17,6 +17,7 @@ type pebbleBatch struct {
 	prefix []byte
 	table  *table
 	ranges *pebble.Batch // nil as long as there is none
+	few    int           // ranges that were deleted key by key
 	err    error         // of an operation; comes out of commit
 }
 
@@ -77,8 +78,11 @@ func (b *pebbleBatch) delete(key []byte) {
 // buffer costs more, and so do all reads behind it that find their keys in Pebble.
 const rangeFew = 2_048
 
+// rangesMax is how many ranges of a batch are looked through for that.
+const rangesMax = 8
+
 func (b *pebbleBatch) deleteRange(lo, hi []byte) {
-	if b.ranges == nil {
+	if b.few++; b.ranges == nil && b.few <= rangesMax {
 		few, err := b.deleteFew(lo, hi)
 		if b.note(err); few {
 			return

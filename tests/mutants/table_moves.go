@@ -98,12 +98,6 @@ func moveMutants() []*mutant {
 			killers: by(controller, "TestOrderMove"),
 		},
 		{
-			name:    "plan-of-another-state",
-			breaks:  "a decision is kept with the state that it was planned from",
-			changes: in("shardctrler/decision.go", "c.Applied != d.before || d.changed()", "c.Applied > d.before"),
-			killers: by(controller, "TestAPlanOfAnotherStateIsRefused"),
-		},
-		{
 			name:    "decision-without-what-was-seen",
 			breaks:  "a decision that is taken again from what is kept is the same",
 			changes: in("shardctrler/decision.go", "packScene(s, o.needed(planned))", "packScene(s, Observed{})"),
