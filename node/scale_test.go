@@ -25,6 +25,7 @@ type scaleCluster struct {
 	cache *pebble.Cache
 	nodes []*Node
 	join  []string
+	made  int // replicas, when it was last balanced
 }
 
 func (s *scaleCluster) add() *Node {
@@ -85,13 +86,13 @@ func (s *scaleCluster) replicas(on []*Node) (least, most, made int) {
 // many replicas; meanwhile the cluster says how far it is, each second.
 func (s *scaleCluster) balanced(what string, on []*Node) {
 	s.Helper()
-	_, _, before := s.replicas(on)
 	began, shown := time.Now(), time.Now()
 	for {
 		why := notWhole(s.nodes[1], on)
 		least, most, made := s.replicas(on)
 		if why == "" && most-least <= 1 {
-			s.Logf("%s: balanced after %v, %d replicas were made; each node has %d to %d", what, time.Since(began).Round(100*time.Millisecond), made-before, least, most)
+			s.Logf("%s: balanced after %v, %d replicas were made; each node has %d to %d", what, time.Since(began).Round(100*time.Millisecond), made-s.made, least, most)
+			s.made = made
 			return
 		}
 		if time.Since(began) > 10*time.Minute {
