@@ -37,7 +37,7 @@ held up; without it a client sends when it is answered. The keys are named
 does not count. Progress goes to stderr.
 
 With --during-moves half of the clients increment keys of one shard, which is
-moved to and fro so many times; the others load all shards as without it. For
+moved to and fro so many times; the others load all other shards. For
 --duration both are measured without moves first. It prints how long nobody
 served the shard, by the moves' own account and as its clients saw it, and
 whether an increment failed, was lost or counted twice.`,

@@ -21,6 +21,8 @@ type Workload struct {
 	Duration  time.Duration // for how long requests are sent
 	Rate      int           // requests per second in all; 0: as many as go
 	Seed      uint64
+	// Skip leaves keys out; nil: none. It must not leave out nearly all.
+	Skip func(key []byte) bool
 }
 
 // Limits of a workload.
@@ -57,6 +59,9 @@ type Store interface {
 	// not block.
 	Submit(request *flotillav1.Request, done func(*flotillav1.Response, error))
 }
+
+// skipTries is how often a key that is left out is drawn again.
+const skipTries = 100
 
 // windowMax is how many requests Prepare has under way.
 const windowMax = 256
@@ -184,6 +189,9 @@ func (c *sender) next(ctx context.Context) (from time.Time, ok bool) {
 
 func (c *sender) send(from time.Time) {
 	key := c.random.IntN(c.workload.Keys)
+	for n := 0; n < skipTries && c.workload.Skip != nil && c.workload.Skip(keyName(key)); n++ {
+		key = c.random.IntN(c.workload.Keys)
+	}
 	request := putRequest(key, nil)
 	if c.random.IntN(100) < c.workload.Reads {
 		request = getRequest(key)
