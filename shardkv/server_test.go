@@ -258,6 +258,8 @@ func TestWrongRequestsDoNotReachTheLog(t *testing.T) {
 		"lowest above seq":     with(func(q *flotillav1.Request) { q.Session = &flotillav1.Session{BirthMs: 1, Seq: 1, Lowest: 2} }),
 		"outcome with ops":     with(func(q *flotillav1.Request) { q.Outcome = &flotillav1.Outcome{BirthMs: 1, Seq: 1} }),
 		"outcome of nothing":   {Group: uint64(rigGroup), Outcome: &flotillav1.Outcome{}},
+		"long clear":           ask(&flotillav1.Op{Op: &flotillav1.Op_Clear{Clear: &flotillav1.Clear{Start: large[:KeyBytesMax+2]}}}),
+		"long scan":            ask(&flotillav1.Op{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{End: large[:KeyBytesMax+2]}}}),
 		"too many ops":         with(func(q *flotillav1.Request) { q.Ops = make([]*flotillav1.Op, opsMax+1) }),
 	}
 	serve(t, func(t *testing.T, b *bench) {

@@ -400,6 +400,10 @@ func (w *watch) tell(piece []byte) error {
 }
 
 func (w *watch) tellEvent(e *event, c *watchCursor) error {
+	if e.large && e.kind == flotillav1.WatchEvent_CLEAR { // of what, nobody knows any more
+		w.lost(e, c)
+		return nil
+	}
 	match, err := w.about.match(e)
 	if err != nil || !match {
 		return err
@@ -410,8 +414,7 @@ func (w *watch) tellEvent(e *event, c *watchCursor) error {
 			return err
 		}
 		if !held {
-			w.closePart(e.shard, c, e.version-1)
-			w.end(e.shard, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_COMPACTED, Version: e.version})
+			w.lost(e, c)
 			return nil
 		}
 	}
@@ -422,6 +425,12 @@ func (w *watch) tellEvent(e *event, c *watchCursor) error {
 	told, err := e.toWire()
 	c.part.Events = append(c.part.Events, told)
 	return err
+}
+
+// lost ends a shard's watch at an event that cannot be told.
+func (w *watch) lost(e *event, c *watchCursor) {
+	w.closePart(e.shard, c, e.version-1)
+	w.end(e.shard, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_COMPACTED, Version: e.version})
 }
 
 // stillThere finds the value of an event that was too large to keep, unless the

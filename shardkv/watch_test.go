@@ -230,6 +230,19 @@ func TestALargeValueIsWatched(t *testing.T) {
 	})
 }
 
+// A span that is too large for the history ends the shard's watch, and no other.
+func TestALargeClearIsCompacted(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0, 1))
+		w.expect("0 BEGIN @0", "1 BEGIN @0")
+		b.commit(plain(0, put("k", "a"), op{kind: opClear, span: span{start: make([]byte, historyValueMax)}}))
+		w.expect("0 CHANGES @1 PUT k=a@1", "0 COMPACTED @2")
+		b.commit(plain(1, put("k", "a")))
+		w.expect("1 CHANGES @1 PUT k=a@1")
+		w.stop()
+	})
+}
+
 // A watch that begins with the keys tells them as of a version, and misses
 // nothing behind it.
 func TestAWatchBeginsWithTheKeys(t *testing.T) {
