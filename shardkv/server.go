@@ -46,7 +46,7 @@ type Options struct {
 	// Address is a node's gRPC address, "" if it is not known.
 	Address func(raft.NodeID) string
 	// HasQuorum tells whether a majority of the group is on nodes that are
-	// heard of. It is asked only when a request fails.
+	// heard of. It is asked when a request fails, and often by watches.
 	HasQuorum func(raft.GroupID) bool
 	// Pull asks the leader of a group, wherever it is, for its part of a move.
 	// done is called once, from any goroutine; nil: nothing was heard. It may be

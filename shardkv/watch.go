@@ -239,9 +239,10 @@ func (w *watch) run(ctx context.Context) error {
 var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // leads tells whether the node leads the group, with the replica that the watch
-// began with.
+// began with, and hears of most others: a group that sleeps does not notice when
+// it has lost them, and they may have another leader.
 func (w *watch) leads() bool {
-	return w.server.leads(w.host, w.group.id) && w.server.group(w.group.id) == w.group
+	return w.server.leads(w.host, w.group.id) && w.server.group(w.group.id) == w.group && w.server.options.HasQuorum(w.group.id)
 }
 
 // confirm asks for the leader's index, and waits until it is applied here.

@@ -300,6 +300,23 @@ func TestAWatchEndsAtADeposedLeader(t *testing.T) {
 	})
 }
 
+// A leader that sleeps does not notice that it is cut off from the others.
+func TestAWatchEndsWhereTheQuorumIsLost(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @0")
+		b.lost.Store(true)
+		began := time.Now()
+		w.expect("NO_QUORUM 0")
+		if waited := time.Since(began); waited > 2*watchLeaderCheck {
+			t.Errorf("it took %v", waited)
+		}
+		b.watch(from(flotillav1.WatchFrom_NOW, 0, 0)).expect("NO_QUORUM 0")
+		b.lost.Store(false)
+		b.watch(from(flotillav1.WatchFrom_NOW, 0, 0)).expect("0 BEGIN @0")
+	})
+}
+
 func TestClosingEndsWatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, rigGroup, nil)
