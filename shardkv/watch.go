@@ -111,6 +111,8 @@ type watch struct {
 	// unsettled: some shard was not begun by then, or is not served.
 	unsettled bool
 	open      []shardmap.ShardID        // those that this piece has events of
+	size      int                       // of the events that are not sent yet: their keys and values
+	view      *statestore.View          // for values that this piece does not hold; nil: not yet needed
 	out       *flotillav1.WatchResponse // is sent next
 }
 
@@ -289,6 +291,7 @@ func (w *watch) turn(ctx context.Context) (more bool, err error) {
 		w.judge()
 	}
 	err = w.tell(piece)
+	w.closeView()
 	watchMemory.Put(buf)
 	if err != nil {
 		return false, err
@@ -425,7 +428,13 @@ func (w *watch) tellEvent(e *event, c *watchCursor) error {
 	}
 	told, err := e.toWire()
 	c.part.Events = append(c.part.Events, told)
-	return err
+	if w.size += len(e.key) + len(e.value); err != nil || w.size < watchPageBytes {
+		return err
+	}
+	// A piece may have many events whose values it does not hold.
+	w.closeView() // to send may take long
+	w.closeParts()
+	return w.flush(false)
 }
 
 // lost ends a shard's watch at an event that cannot be told.
@@ -436,19 +445,26 @@ func (w *watch) lost(e *event, c *watchCursor) {
 
 // stillThere finds the value of an event that was too large to keep, unless the
 // key has changed since.
-func (w *watch) stillThere(e *event) (bool, error) {
-	view, err := w.group.replica.View()
-	if err != nil {
-		return false, err
+func (w *watch) stillThere(e *event) (_ bool, err error) {
+	if w.view == nil {
+		if w.view, err = w.group.replica.View(); err != nil {
+			return false, err
+		}
 	}
-	defer view.Close()
-	b, ok, err := view.Get(valueKey(e.shard, w.cursors[e.shard].now.copy, e.key))
+	b, ok, err := w.view.Get(valueKey(e.shard, w.cursors[e.shard].now.copy, e.key))
 	if err != nil || !ok {
 		return false, err
 	}
 	r, err := decodeRecord(b)
 	e.value = r.value
 	return err == nil && r.version == e.version, err
+}
+
+func (w *watch) closeView() {
+	if w.view != nil {
+		w.view.Close()
+		w.view = nil
+	}
 }
 
 // toWire is the event in memory of its own.
@@ -501,7 +517,7 @@ func (w *watch) flush(always bool) error {
 		return nil
 	}
 	out := w.out
-	w.out = new(flotillav1.WatchResponse)
+	w.out, w.size = new(flotillav1.WatchResponse), 0
 	return w.send(out)
 }
 

@@ -230,6 +230,24 @@ func TestALargeValueIsWatched(t *testing.T) {
 	})
 }
 
+// Values that the history does not hold are sent some at a time.
+func TestManyLargeValuesAreNotOneResponse(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @0")
+		synctest.Wait()
+		var ops []op
+		for i := range 10 {
+			ops = append(ops, put(fmt.Sprint("k", i), strings.Repeat("x", watchPageBytes+1)))
+		}
+		b.commit(plain(0, ops...))
+		for v := range 10 {
+			w.expect(fmt.Sprintf("0 CHANGES @%d PUT k%d=262145 bytes@%d", v+1, v, v+1))
+		}
+		w.stop()
+	})
+}
+
 // A span that is too large for the history ends the shard's watch, and no other.
 func TestALargeClearIsCompacted(t *testing.T) {
 	serve(t, func(t *testing.T, b *bench) {
