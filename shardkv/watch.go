@@ -303,10 +303,10 @@ func (w *watch) turn(ctx context.Context) (more bool, err error) {
 	if err := w.flush(false); err != nil {
 		return false, err
 	}
-	if w.unsettled {
-		err = w.readStates(ctx)
+	if w.unsettled && end {
+		more, err = w.readStates(ctx)
 	}
-	return !end, err
+	return more || !end, err
 }
 
 // see takes in how a shard stands.
@@ -521,16 +521,22 @@ func (w *watch) flush(always bool) error {
 	return w.send(out)
 }
 
-// readStates begins shards that begin with their keys.
-func (w *watch) readStates(ctx context.Context) error {
-	for _, id := range slices.Clone(w.shards) {
-		if c := w.cursors[id]; !c.begun && c.now.served && ctx.Err() == nil {
-			if err := w.readState(ctx, id, c); err != nil {
-				return err
-			}
-		}
+// readStates begins a shard that begins with its keys, and tells whether there
+// are more. It is one at a time: meanwhile the history of the others goes on, and
+// they must not fall off it.
+func (w *watch) readStates(ctx context.Context) (more bool, err error) {
+	i := slices.IndexFunc(w.shards, w.awaitsKeys)
+	if i < 0 {
+		return false, nil
 	}
-	return nil
+	id := w.shards[i]
+	err = w.readState(ctx, id, w.cursors[id])
+	return slices.ContainsFunc(w.shards, w.awaitsKeys), err
+}
+
+func (w *watch) awaitsKeys(id shardmap.ShardID) bool {
+	c := w.cursors[id]
+	return !c.begun && c.now.served
 }
 
 // readState sends the shard's keys as of a version.

@@ -284,6 +284,21 @@ func TestAWatchBeginsWithTheKeys(t *testing.T) {
 	})
 }
 
+// While the keys of one shard are read the others fall behind: they are told
+// before those of the next are.
+func TestShardsBeginWithTheirKeysOneByOne(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		b.commit(plain(0, put("k", "a")), plain(1, put("k", "b")))
+		w := b.watch(from(flotillav1.WatchFrom_STATE, 0, 0, 1))
+		synctest.Wait() // the first response is not taken
+		b.commit(plain(0, put("k", "c")))
+		w.expect("0 BEGIN @1", "0 STATE_END @1 PUT k=a@1", "0 CHANGES @2 PUT k=c@2", "1 BEGIN @1", "1 STATE_END @1 PUT k=b@1")
+		b.commit(plain(1, put("k", "d")))
+		w.expect("1 CHANGES @2 PUT k=d@2")
+		w.stop()
+	})
+}
+
 // Who does not take the keys loses the stream and not the node its memory.
 func TestAWatchThatDoesNotTakeTheKeysEnds(t *testing.T) {
 	serve(t, func(t *testing.T, b *bench) {
