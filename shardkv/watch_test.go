@@ -201,13 +201,13 @@ func TestASlowWatchIsCompacted(t *testing.T) {
 	serve(t, func(t *testing.T, b *bench) {
 		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0, 1))
 		w.expect("0 BEGIN @0", "1 BEGIN @0")
-		large := strings.Repeat("x", 100_000)
-		for range 20 {
+		large := strings.Repeat("x", 50_000)
+		for range 40 {
 			b.commit(plain(0, put("k", large)))
 			synctest.Wait()
 		}
 		// One was on its way; of the rest those are there that the ring holds.
-		w.expect("0 CHANGES @1 PUT k=100000 bytes@1", "0 COMPACTED @10")
+		w.expect("0 CHANGES @1 PUT k=50000 bytes@1", "0 COMPACTED @20")
 		b.commit(plain(1, put("k", "a")))
 		w.expect("1 CHANGES @1 PUT k=a@1")
 		w.stop()
@@ -221,7 +221,7 @@ func TestALargeValueIsWatched(t *testing.T) {
 		w.expect("0 BEGIN @0", "1 BEGIN @0")
 		large := strings.Repeat("x", historyValueMax+1)
 		b.commit(plain(0, put("k", large)))
-		w.expect("0 CHANGES @1 PUT k=262145 bytes@1")
+		w.expect("0 CHANGES @1 PUT k=65537 bytes@1")
 		b.commit(plain(0, put("l", "a"), put("k", large), put("k", large)))
 		w.expect("0 CHANGES @2 PUT l=a@2", "0 COMPACTED @3")
 		b.commit(plain(1, put("k", "a")))
