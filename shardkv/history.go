@@ -41,6 +41,7 @@ type history struct {
 	ring     []byte     // what lies at offset o is at o modulo its length
 	start    uint64     // offset of the oldest event
 	end      uint64     // behind the newest
+	sharp    uint64     // start, when it was last known where the history of each shard begins
 	shards   map[shardmap.ShardID]*shardHistory
 	applied  raft.Index // as of which all this is
 	epoch    uint64     // counts changes of who is served, and of where histories begin by other ways than the ring's
@@ -54,6 +55,7 @@ type shardHistory struct {
 	copy    incarnation // that was served last
 	begin   uint64      // of the writes behind it none is missing, but for those that the ring has dropped
 	through uint64      // the last write
+	first   uint64      // where in the ring that behind begin is, or lower: then it is to be found
 }
 
 type standing struct {
@@ -175,7 +177,7 @@ func (h *history) restart(applied raft.Index, shards []*heldShard) {
 	h.unstage()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.start = h.end
+	h.start, h.sharp = h.end, h.end
 	h.shards = make(map[shardmap.ShardID]*shardHistory, len(shards))
 	h.show(shards)
 	h.applied = applied
@@ -230,7 +232,7 @@ func (h *history) show(shards []*heldShard) {
 			continue
 		}
 		if now.served && now.held != s.copy {
-			s.copy, s.begin, s.through = now.held, sh.begin, sh.begin
+			s.copy, s.begin, s.through, s.first = now.held, sh.begin, sh.begin, 0
 		}
 		s.standing = now
 		h.epoch++
@@ -300,11 +302,16 @@ func (h *history) dropOldest() {
 }
 
 // sharpen finds where the history of each shard begins now that events were
-// dropped: to note it with each would cost every write.
+// dropped: to note it with each would cost every write. It looks for those of
+// which something was dropped since it last did.
 func (h *history) sharpen() {
-	left := make(map[shardmap.ShardID]*shardHistory, len(h.shards))
+	if h.sharp == h.start {
+		return
+	}
+	h.sharp = h.start
+	left := make(map[shardmap.ShardID]*shardHistory)
 	for id, s := range h.shards {
-		if s.begin < s.through {
+		if s.begin < s.through && s.first < h.start {
 			left[id] = s
 		}
 	}
@@ -313,7 +320,7 @@ func (h *history) sharpen() {
 		h.get(at, head[:])
 		id, version := shardmap.ShardID(binary.BigEndian.Uint32(head[5:])), binary.BigEndian.Uint64(head[9:])
 		if s := left[id]; s != nil && version > s.begin {
-			s.begin = version - 1
+			s.begin, s.first = version-1, at
 			delete(left, id)
 		}
 	}
@@ -324,7 +331,7 @@ func (h *history) sharpen() {
 
 // forget lets everything go.
 func (h *history) forget() {
-	h.start = h.end
+	h.start, h.sharp = h.end, h.end
 	for _, s := range h.shards {
 		s.begin = s.through
 	}

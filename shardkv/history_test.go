@@ -179,6 +179,47 @@ func TestTheRing(t *testing.T) {
 	})
 }
 
+// TestWhatIsKnownIsNotLookedFor: where histories begin is found once, unless
+// something was dropped.
+func TestWhatIsKnownIsNotLookedFor(t *testing.T) {
+	h := new(history)
+	shards := []*heldShard{{id: 0}, {id: 1}}
+	for _, sh := range shards {
+		sh.state, sh.incarnation = shardOwned, 1
+	}
+	h.restart(0, shards)
+	write := func(sh *heldShard) {
+		sh.writes++
+		h.add(sh, flotillav1.WatchEvent_PUT, []byte("k"), make([]byte, historyValueMax), 0)
+		h.publish(1, nil)
+	}
+	write(shards[0])
+	write(shards[1])
+	for range 14 {
+		write(shards[0])
+	}
+	begins := func(want0, want1 uint64) {
+		t.Helper()
+		h.sharpen()
+		if h.shards[0].begin != want0 || h.shards[1].begin != want1 {
+			t.Fatalf("they begin at %d and %d, not %d and %d", h.shards[0].begin, h.shards[1].begin, want0, want1)
+		}
+	}
+	begins(1, 0) // one was dropped
+	h.shards[1].begin = 9
+	begins(1, 9) // and none since
+	h.shards[1].begin = 0
+	write(shards[0])
+	begins(1, 1)
+	write(shards[1])
+	begins(2, 1)
+	if first := h.shards[0].first; first != h.start {
+		t.Errorf("the first event is at %d, not %d", first, h.start)
+	}
+	write(shards[0])
+	begins(3, 1)
+}
+
 // TestABatchThatIsTooLargeLosesItsValues and not the history of all shards. Only
 // one that is too large without them does that.
 func TestABatchThatIsTooLargeLosesItsValues(t *testing.T) {
