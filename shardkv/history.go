@@ -60,7 +60,7 @@ type shardHistory struct {
 
 type standing struct {
 	served    bool
-	importing bool
+	importing bool         // and the import was not refused
 	peer      raft.GroupID // at the other end of its last move
 	held      incarnation
 }
@@ -227,7 +227,7 @@ func (h *history) show(shards []*heldShard) {
 			s = new(shardHistory)
 			h.shards[sh.id] = s
 		}
-		now := standing{served: sh.state.serves(), importing: sh.state == shardImporting, peer: sh.peer, held: sh.incarnation}
+		now := standing{served: sh.state.serves(), importing: sh.state == shardImporting && !(sh.in != nil && sh.in.refused), peer: sh.peer, held: sh.incarnation}
 		if now == s.standing {
 			continue
 		}

@@ -25,6 +25,7 @@ const (
 	watchPageBytes   = 256 << 10              // of a shard's keys, sent at once
 	watchBeat        = time.Second            // at least so often something is sent
 	watchLeaderCheck = 100 * time.Millisecond // how late a watch learns that the node leads no longer
+	watchImportMax   = 5 * time.Second        // for a shard to arrive; then its watch ends, and its caller looks where it is
 	watchReadTimeout = 2 * time.Second        // for the leader's index
 	watchViewTimeout = 30 * time.Second       // for one page of keys to be taken: its view holds memory and disk
 	watchViewTries   = 100                    // for a view as of what is published
@@ -108,6 +109,7 @@ type watch struct {
 	shards  []shardmap.ShardID // those that have not ended
 	cursors map[shardmap.ShardID]*watchCursor
 	looked  bool // how shards stand may have changed
+	since   time.Time
 	// unsettled: some shard was not begun by then, or is not served.
 	unsettled bool
 	open      []shardmap.ShardID        // those that this piece has events of
@@ -177,6 +179,7 @@ func (s *Server) newWatch(q *flotillav1.WatchRequest, send func(*flotillav1.Watc
 		stalled: make(chan struct{}, 1),
 		reader:  historyReader{history: &g.machine.history},
 		cursors: make(map[shardmap.ShardID]*watchCursor, len(q.GetShards())),
+		since:   time.Now(),
 		out:     new(flotillav1.WatchResponse),
 	}
 	for _, from := range q.GetShards() {
@@ -228,6 +231,9 @@ func (w *watch) run(ctx context.Context) error {
 		select {
 		case <-next:
 		case <-beat.C:
+			if w.unsettled {
+				w.judge() // a shard may have been waited for too long
+			}
 			w.progress()
 			if err := w.flush(true); err != nil {
 				return err
@@ -326,7 +332,7 @@ func (w *watch) judge() {
 		case c.begun:
 		case c.now.served:
 			w.begin(id, c)
-		case !c.now.importing:
+		case !c.now.importing || time.Since(w.since) >= watchImportMax:
 			w.end(id, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_MOVED, Group: uint64(c.now.peer)})
 		}
 	}

@@ -432,6 +432,32 @@ func TestAWatchGoesOnWhereTheShardMoves(t *testing.T) {
 	})
 }
 
+// A shard that does not arrive is not waited for without end, and one whose
+// import is refused not at all.
+func TestAWatchOfAShardThatDoesNotArriveEnds(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		w.spoils(func(*flotillav1.PullRequest, *flotillav1.PullResponse) bool { return true })
+		w.begin(b, rigGroup, 0, 1, 1)
+		w.begin(b, rigGroup, 1, 2, 1)
+		began := time.Now()
+		at := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0, 1))
+		time.Sleep(watchImportMax / 2)
+		in := b.shard(1)
+		b.commit(&move{kind: moveRefuse, shard: 1, id: in.move, generation: 1, attempt: 1, peer: rigGroup})
+		at.expect("1 MOVED @0 to 7")
+		if took := time.Since(began); took > watchImportMax*3/4 {
+			t.Errorf("a refused import is waited for %v", took)
+		}
+		at.expect("0 MOVED @0 to 7")
+		if took := time.Since(began); took < watchImportMax || took > watchImportMax+2*watchBeat {
+			t.Errorf("it took %v", took)
+		}
+		if err := <-at.ended; err != nil {
+			t.Errorf("the stream ended with %v", err)
+		}
+	})
+}
+
 // A watch that lags when its shard leaves is told everything before it ends.
 func TestALateWatchIsToldAllOfAShardThatLeft(t *testing.T) {
 	serveTwo(t, func(w *twoGroups, a, b *bench) {
