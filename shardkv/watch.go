@@ -169,6 +169,9 @@ func (s *Server) newWatch(q *flotillav1.WatchRequest, send func(*flotillav1.Watc
 	if g == nil {
 		return nil, &flotillav1.WatchResponse{Code: flotillav1.Code_UNAVAILABLE, Message: fmt.Sprintf("group %d is not on this node", q.GetGroup())}
 	}
+	if n := len(q.GetShards()); n > shards {
+		return nil, watchInvalid("%d shards, and there are only %d", n, shards)
+	}
 	w := &watch{
 		server:  s,
 		host:    *host,

@@ -188,6 +188,32 @@ func TestAWatchFromElsewhereIsCompacted(t *testing.T) {
 	})
 }
 
+// A replica that is started anew takes the place of the one before it, whose
+// watches end and whose history gives its memory back.
+func TestAReplicaTakesThePlaceOfTheOneBefore(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		for range 3 {
+			b.commit(plain(0, put("k", strings.Repeat("x", 50_000))))
+		}
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @3")
+		if b.server.history.Load() == historyNodeBytes {
+			t.Fatal("the history has taken nothing")
+		}
+		before := b.server.group(rigGroup)
+		b.server.NewStateMachine(rigGroup)(b.host.rig.replica)
+		w.expect("NOT_LEADER 0")
+		if left := b.server.history.Load(); left != historyNodeBytes {
+			t.Errorf("%d bytes did not come back", historyNodeBytes-left)
+		}
+		// What the old one still applies takes nothing.
+		b.commit(plain(0, put("k", strings.Repeat("x", 50_000))))
+		if left := b.server.history.Load(); left != historyNodeBytes || !before.machine.history.closed {
+			t.Errorf("the old one took %d bytes", historyNodeBytes-left)
+		}
+	})
+}
+
 // restartKeeping is restart of a machine that stays the server's.
 func (r *rig) restartKeeping(t fataler) {
 	if err := r.machine.Restored(r.replica); err != nil {
@@ -379,6 +405,7 @@ func TestWrongWatchesAreRefused(t *testing.T) {
 		for name, q := range map[string]*flotillav1.WatchRequest{
 			"no shard":            from(flotillav1.WatchFrom_NOW, 0),
 			"no such shard":       from(flotillav1.WatchFrom_NOW, 0, 4),
+			"too many":            from(flotillav1.WatchFrom_NOW, 0, 0, 1, 2, 3, 0),
 			"twice":               from(flotillav1.WatchFrom_NOW, 0, 1, 1),
 			"key elsewhere":       key("key3", "", 1-shardmap.Shard([]byte("key3"), 4)),
 			"key in two shards":   key("key3", "", 0, 1),
