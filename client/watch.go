@@ -88,8 +88,9 @@ func WithState() WatchOption {
 
 // Sizes and times of watches.
 const (
-	watchQueue     = 16              // messages that wait for Next; one is at most a value or 256 KiB
+	watchQueue     = 16              // messages that wait for Next; one is at most a value and 256 KiB
 	watchSilence   = 4 * time.Second // a node that says nothing for so long is left; it has something to say each second
+	watchStood     = time.Second     // a shard that was watched for so long is tried again at once
 	watchWaitMin   = 4 * time.Millisecond
 	watchWaitMax   = 500 * time.Millisecond
 	watchMapPeriod = 100 * time.Millisecond // how soon a shard without an owner is looked for again

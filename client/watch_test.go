@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -194,6 +195,38 @@ func TestACompactedShardIsReset(t *testing.T) {
 		if _, err := c.Watch(within(t, time.Second), key, FromToken(tokens[0][:i])); !errors.Is(err, ErrInvalid) {
 			t.Errorf("a token cut to %d bytes: %v", i, err)
 		}
+	}
+}
+
+// A shard that is compacted while its keys are read is not read again and again.
+func TestACompactedShardIsTriedLessAndLess(t *testing.T) {
+	for name, parts := range map[string][]*flotillav1.WatchPart{
+		"at once":        {part(partCompacted, 0, 0, 8)},
+		"when it begins": {part(partBegin, 0, 0, 9), part(partState, 0, 0, 9, 3), part(partCompacted, 0, 0, 10)},
+	} {
+		f := newFakeCluster(t, 1)
+		var streams atomic.Int64
+		f.change(func() {
+			f.watch = func(_ uint64, _ *flotillav1.WatchRequest, stream watchSender) error {
+				streams.Add(1)
+				say(stream, parts...)
+				return nil
+			}
+		})
+		w, err := f.client(Options{}).Watch(within(t, 20*time.Second), keyOf(0, "k"), WithState())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ctx := within(t, time.Second); ; {
+			if _, err := w.Next(ctx); err != nil {
+				break
+			}
+		}
+		// 4 ms, 8, 16 ... at least half of each
+		if n := streams.Load(); n < 3 || n > 12 {
+			t.Errorf("compacted %s: it was tried %d times", name, n)
+		}
+		w.Close()
 	}
 }
 
