@@ -112,8 +112,9 @@ type Watcher struct {
 
 	ready     chan struct{} // closed when every shard has begun that begins now
 	unready   int           // how many have not; guarded by mu
-	mu        sync.Mutex    // guards unready and err
+	mu        sync.Mutex    // guards unready, err and trouble
 	err       error         // why it ended
+	trouble   string        // how a stream of it last ended
 	ended     chan struct{} // closed when nothing comes any more
 	batch     watchItem     // Next's: what is being handed out
 	delivered map[shardmap.ShardID]delivered
@@ -224,8 +225,15 @@ func (w *Watcher) waitReady(ctx context.Context) error {
 		return w.why()
 	case <-ctx.Done():
 		w.Close()
-		return fmt.Errorf("%w: %w: the watch could not begin%s", ctx.Err(), ErrUnavailable, w.client.mapTrouble())
+		return fmt.Errorf("%w: %w: the watch could not begin%s%s", ctx.Err(), ErrUnavailable, w.lastTrouble(), w.client.mapTrouble())
 	}
+}
+
+// lastTrouble is what a node said last that ended a stream.
+func (w *Watcher) lastTrouble() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.trouble
 }
 
 // begin are the shards that the watch is of, and where it begins.

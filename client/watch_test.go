@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 )
@@ -147,6 +150,34 @@ func TestAGapEndsAWatch(t *testing.T) {
 	}
 }
 
+// A status is the connection's, not the cluster's: only a response ends a watch
+// for good.
+func TestALostStreamIsNotTheEnd(t *testing.T) {
+	f := newFakeCluster(t, 1)
+	var streams atomic.Int64
+	f.change(func() {
+		f.watch = func(_ uint64, _ *flotillav1.WatchRequest, stream watchSender) error {
+			switch n := uint64(streams.Add(1)); n {
+			case 4:
+				return stream.Send(&flotillav1.WatchResponse{Code: flotillav1.Code_INTERNAL, Message: "a hole"})
+			default:
+				say(stream, part(partBegin, 0, 0, 4+n), part(partChanges, 0, 4+n, 5+n, 5+n))
+				return status.Error(codes.Internal, "stream terminated by RST_STREAM")
+			}
+		}
+	})
+	w, err := f.client(Options{}).Watch(within(t, 20*time.Second), keyOf(0, "k"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := told(t, w, 3); got != "put@6 put@7 put@8" {
+		t.Errorf("told %s", got)
+	}
+	if _, err := w.Next(within(t, 5*time.Second)); !errors.Is(err, ErrInternal) || !strings.Contains(err.Error(), "a hole") {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
 // A shard whose past is gone is reset, told anew, and goes on behind that. A
 // token given meanwhile begins with the keys again, one given later does not.
 func TestACompactedShardIsReset(t *testing.T) {
@@ -240,7 +271,9 @@ func TestAPrefixHasAStreamForEachGroup(t *testing.T) {
 		f.watch = func(_ uint64, q *flotillav1.WatchRequest, stream watchSender) error {
 			mu.Lock()
 			open[q.Group]++
-			shards[q.Group] = len(q.Shards)
+			if stream.Context().Err() == nil { // it may begin here when it has ended there
+				shards[q.Group] = len(q.Shards)
+			}
 			first := !begun[q.Group]
 			begun[q.Group] = true
 			mu.Unlock()
@@ -315,6 +348,12 @@ func TestWatchesThatDoNotBegin(t *testing.T) {
 	c := f.client(Options{Timeout: 50 * time.Millisecond})
 	if _, err := c.Watch(context.Background(), "k"); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("nobody answers: %v", err)
+	}
+	f.scripts(slices.Repeat([]func(*flotillav1.WatchRequest, watchSender){func(_ *flotillav1.WatchRequest, stream watchSender) {
+		_ = stream.Send(&flotillav1.WatchResponse{Code: flotillav1.Code_BUSY, Message: "too many watches"})
+	}}, 100)...)
+	if _, err := c.Watch(context.Background(), "k"); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "node 1 ") || !strings.Contains(err.Error(), "too many watches") {
+		t.Errorf("everybody refuses: %v", err)
 	}
 	if _, err := c.Watch(context.Background(), ""); !errors.Is(err, ErrInvalid) {
 		t.Errorf("an empty key: %v", err)

@@ -71,19 +71,24 @@ func (g *watching) takeBack(b watchBack) {
 	if b.last {
 		delete(g.streams, b.stream)
 	}
-	now := time.Now()
+	now, tries := time.Now(), 0
 	for _, s := range b.shards {
 		if s.begun && s.start == flotillav1.WatchFrom_AFTER && now.Sub(s.begunAt) > watchStood {
 			s.tries = 0
 		}
+		tries = max(tries, s.tries)
 		s.begun, s.retryAt = false, now
-		g.idle = append(g.idle, s)
-		if b.stopped {
-			continue
-		}
-		if b.wait || s.tries > 1 {
-			s.retryAt = now.Add(g.backoff(s.tries))
-		}
+	}
+	g.idle = append(g.idle, b.shards...)
+	if b.stopped {
+		return
+	}
+	var wait time.Duration // for all, so that one stream begins for all
+	if b.wait || tries > 1 {
+		wait = g.backoff(tries)
+	}
+	for _, s := range b.shards {
+		s.retryAt = now.Add(wait)
 		s.tries++
 	}
 }
@@ -195,11 +200,13 @@ func (s *watchStream) read() (wait, stopped bool) {
 	}
 	conn, err := w.client.watchConns.take(w.client.options.Dialer.(WatchDialer), target)
 	if err != nil {
+		s.note(target, nil, err)
 		s.left(to, &flotillav1.WatchResponse{Code: flotillav1.Code_UNAVAILABLE})
 		return true, false
 	}
 	defer func() { w.client.watchConns.give(conn, s.silent.Load()) }()
 	last, err := s.receive(conn, target)
+	s.note(target, last, err)
 	switch {
 	case s.ctx.Err() != nil && !s.silent.Load(): // it was told to end
 		return false, true
@@ -210,6 +217,27 @@ func (s *watchStream) read() (wait, stopped bool) {
 		return true, false
 	}
 	return s.left(to, last), false
+}
+
+// note keeps how the stream ended, for who asks why the watch does not begin.
+func (s *watchStream) note(at Target, last *flotillav1.WatchResponse, err error) {
+	why := ""
+	switch {
+	case last.GetMessage() != "":
+		why = last.GetMessage()
+	case last != nil:
+		why = last.GetCode().String()
+	case s.ctx.Err() != nil && !s.silent.Load() || err == nil:
+		return
+	case s.silent.Load():
+		why = "it said nothing"
+	default:
+		why = err.Error()
+	}
+	w := s.watcher
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trouble = fmt.Sprintf(": node %d at %s, group %d: %s", at.Node, at.Addr, s.group, why)
 }
 
 // left tells the router how the stream ended.
@@ -241,6 +269,8 @@ func (s *watchStream) receive(conn *watchConn, to Target) (last *flotillav1.Watc
 		case flotillav1.Code_OK:
 		case flotillav1.Code_INVALID:
 			return p, fmt.Errorf("%w: %s", ErrInvalid, p.GetMessage())
+		case flotillav1.Code_INTERNAL:
+			return p, fmt.Errorf("%w: %w: %s", ErrInternal, errWatchGap, p.GetMessage())
 		default:
 			return p, nil
 		}
@@ -250,10 +280,8 @@ func (s *watchStream) receive(conn *watchConn, to Target) (last *flotillav1.Watc
 			}
 		}
 	}
-	switch status.Code(err) {
-	case codes.Internal:
-		err = fmt.Errorf("%w: %w", ErrInternal, err)
-	case codes.Unimplemented:
+	// Any other status may be the connection's own, Internal too.
+	if status.Code(err) == codes.Unimplemented {
 		err = fmt.Errorf("%w: the node does not know watches: %w", ErrInvalid, err)
 	}
 	return nil, err

@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -224,6 +225,9 @@ func (w *watch) run(ctx context.Context) error {
 			return w.send(w.notLeader())
 		}
 		more, err := w.turn(ctx)
+		if gap := (*historyGap)(nil); errors.As(err, &gap) {
+			return w.send(&flotillav1.WatchResponse{Code: flotillav1.Code_INTERNAL, Message: gap.Error()})
+		}
 		if err != nil || len(w.shards) == 0 {
 			return err
 		}
@@ -270,7 +274,11 @@ func (w *watch) confirm(ctx context.Context) *flotillav1.WatchResponse {
 		if err == nil {
 			return nil
 		}
-		return watchRefusal(w.server.failure(w.host, w.group.id, err))
+		refused := watchRefusal(w.server.failure(w.host, w.group.id, err))
+		if refused.Code == flotillav1.Code_INTERNAL { // which is for gaps
+			refused.Code = flotillav1.Code_UNAVAILABLE
+		}
+		return refused
 	case <-timeout.C:
 	case <-ctx.Done():
 	}
@@ -389,6 +397,18 @@ func (w *watch) endMoved() {
 
 func (w *watch) say(part *flotillav1.WatchPart) { w.out.Parts = append(w.out.Parts, part) }
 
+// historyGap is a change that the history does not have, though it should: the
+// node is wrong, which another stream would not mend.
+type historyGap struct {
+	group    raft.GroupID
+	shard    shardmap.ShardID
+	from, to uint64
+}
+
+func (e *historyGap) Error() string {
+	return fmt.Sprintf("group %d shard %d: the history goes from version %d to %d", e.group, e.shard, e.from, e.to)
+}
+
 // tell goes through a piece of the history.
 func (w *watch) tell(piece []byte) error {
 	for {
@@ -403,7 +423,7 @@ func (w *watch) tell(piece []byte) error {
 			continue
 		}
 		if e.version != c.version+1 {
-			return grpcstatus.Errorf(codes.Internal, "group %d shard %d: the history goes from version %d to %d", w.group.id, e.shard, c.version, e.version)
+			return &historyGap{group: w.group.id, shard: e.shard, from: c.version, to: e.version}
 		}
 		c.version = e.version
 		if err := w.tellEvent(&e, c); err != nil {

@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -237,6 +238,22 @@ func TestASlowWatchIsCompacted(t *testing.T) {
 		b.commit(plain(1, put("k", "a")))
 		w.expect("1 CHANGES @1 PUT k=a@1")
 		w.stop()
+	})
+}
+
+// A change that is missing is no silence.
+func TestAGapOfTheHistoryIsTold(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @0")
+		b.host.set(func() { b.host.rig.machine.shards[0].writes++ })
+		b.commit(plain(0, put("k", "a")))
+		w.expect("INTERNAL 0")
+		if err := <-w.ended; err != nil {
+			t.Errorf("the stream ended with %v", err)
+		}
+		b.host.set(func() { b.host.err = errors.New("who knows") })
+		b.watch(from(flotillav1.WatchFrom_NOW, 0, 0)).expect("UNAVAILABLE 0")
 	})
 }
 
