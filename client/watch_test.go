@@ -222,6 +222,11 @@ func TestACompactedShardIsReset(t *testing.T) {
 	if _, err := c.Watch(within(t, time.Second), keyOf(0, "other"), FromToken(tokens[0])); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a token of another key: %v", err)
 	}
+	elsewhere := slices.Clone(tokens[0])
+	elsewhere[1]++
+	if _, err := c.Watch(within(t, time.Second), key, FromToken(elsewhere)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "another cluster") {
+		t.Errorf("a token of another cluster: %v", err)
+	}
 	for i := range tokens[0] {
 		if _, err := c.Watch(within(t, time.Second), key, FromToken(tokens[0][:i])); !errors.Is(err, ErrInvalid) {
 			t.Errorf("a token cut to %d bytes: %v", i, err)
