@@ -206,9 +206,9 @@ func TestWhatIsKnownIsNotLookedFor(t *testing.T) {
 		}
 	}
 	begins(1, 0) // one was dropped
-	h.shards[1].begin = 9
-	begins(1, 9) // and none since
-	h.shards[1].begin = 0
+	h.shards[0].begin = 0
+	begins(0, 0) // and none since
+	h.shards[0].begin = 1
 	write(shards[0])
 	begins(1, 1)
 	write(shards[1])
@@ -216,8 +216,9 @@ func TestWhatIsKnownIsNotLookedFor(t *testing.T) {
 	if first := h.shards[0].first; first != h.start {
 		t.Errorf("the first event is at %d, not %d", first, h.start)
 	}
+	h.shards[1].begin = 0
 	write(shards[0])
-	begins(3, 1)
+	begins(3, 0) // none of shard 1
 }
 
 // TestABatchThatIsTooLargeLosesItsValues and not the history of all shards. Only
