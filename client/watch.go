@@ -88,8 +88,9 @@ func WithState() WatchOption {
 
 // Sizes and times of watches.
 const (
-	watchQueue     = 16              // messages that wait for Next; one is at most a value or 256 KiB
+	watchQueue     = 16              // messages that wait for Next; one is at most a value and 256 KiB
 	watchSilence   = 4 * time.Second // a node that says nothing for so long is left; it has something to say each second
+	watchStood     = time.Second     // a shard that was watched for so long is tried again at once
 	watchWaitMin   = 4 * time.Millisecond
 	watchWaitMax   = 500 * time.Millisecond
 	watchMapPeriod = 100 * time.Millisecond // how soon a shard without an owner is looked for again
@@ -111,12 +112,14 @@ type Watcher struct {
 
 	ready     chan struct{} // closed when every shard has begun that begins now
 	unready   int           // how many have not; guarded by mu
-	mu        sync.Mutex    // guards unready and err
+	mu        sync.Mutex    // guards unready, err and trouble
 	err       error         // why it ended
+	trouble   string        // how a stream of it last ended
 	ended     chan struct{} // closed when nothing comes any more
 	batch     watchItem     // Next's: what is being handed out
 	delivered map[shardmap.ShardID]delivered
-	shards    int // of the key space
+	shards    int    // of the key space
+	cluster   string // the cluster's id
 }
 
 // delivered is how far Next has come in a shard.
@@ -179,6 +182,7 @@ func (c *Client) newWatcher(ctx context.Context, about watchSpec, options []Watc
 		ended:     make(chan struct{}),
 		delivered: make(map[shardmap.ShardID]delivered, len(shards)),
 		shards:    len(m.Shards),
+		cluster:   m.ClusterID,
 	}
 	w.ctx, w.stop = context.WithCancel(ctx)
 	for _, s := range shards {
@@ -223,8 +227,15 @@ func (w *Watcher) waitReady(ctx context.Context) error {
 		return w.why()
 	case <-ctx.Done():
 		w.Close()
-		return fmt.Errorf("%w: %w: the watch could not begin%s", ctx.Err(), ErrUnavailable, w.client.mapTrouble())
+		return fmt.Errorf("%w: %w: the watch could not begin%s%s", ctx.Err(), ErrUnavailable, w.lastTrouble(), w.client.mapTrouble())
 	}
+}
+
+// lastTrouble is what a node said last that ended a stream.
+func (w *Watcher) lastTrouble() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.trouble
 }
 
 // begin are the shards that the watch is of, and where it begins.
@@ -250,7 +261,7 @@ func (s *watchSpec) begin(m *shardmap.Map) ([]*watchShard, error) {
 		shards[i] = &watchShard{id: id, start: s.start, version: s.version}
 	}
 	if s.tokenGiven {
-		return shards, s.readToken(shards, len(m.Shards))
+		return shards, s.readToken(shards, m)
 	}
 	return shards, nil
 }
@@ -329,16 +340,18 @@ func (w *Watcher) hasBegun(id shardmap.ShardID, version uint64) {
 	}
 }
 
-const tokenVersion = 1
+const tokenVersion = 2
 
 // Token is where the watch stands behind the last event that Next returned:
 // FromToken goes on there, in this process or another. It is to be called where
 // Next is.
 //
-//	version 1 | hash of key or prefix 4 | number of shards uv | for each shard
-//	watched, ascending: 0, if its keys are to be read, or the version + 1, uv
+//	version 1 | hash of the cluster's id 4 | hash of key or prefix 4 | number of
+//	shards uv | for each shard watched, ascending: 0, if its keys are to be read,
+//	or the version + 1, uv
 func (w *Watcher) Token() []byte {
-	b := binary.BigEndian.AppendUint32([]byte{tokenVersion}, w.about.hash())
+	b := binary.BigEndian.AppendUint32([]byte{tokenVersion}, hashOf(w.cluster))
+	b = binary.BigEndian.AppendUint32(b, w.about.hash())
 	b = binary.AppendUvarint(b, uint64(w.shards))
 	for id := range shardmap.ShardID(w.shards) {
 		if at, watched := w.delivered[id]; watched && at.partial {
@@ -360,18 +373,33 @@ func (s *watchSpec) hash() uint32 {
 	return h.Sum32()
 }
 
-var errToken = fmt.Errorf("%w: the token is not of this watch", ErrInvalid)
+func hashOf(id string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	return h.Sum32()
+}
 
-func (s *watchSpec) readToken(shards []*watchShard, of int) error {
+var (
+	errToken        = fmt.Errorf("%w: the token is not of this watch", ErrInvalid)
+	errTokenCluster = fmt.Errorf("%w: the token is of another cluster", ErrInvalid)
+)
+
+func (s *watchSpec) readToken(shards []*watchShard, m *shardmap.Map) error {
+	const head = 1 + 4 + 4
 	b := s.token
-	if len(b) < 5 || b[0] != tokenVersion || binary.BigEndian.Uint32(b[1:]) != s.hash() {
+	switch {
+	case len(b) < head || b[0] != tokenVersion:
+		return errToken
+	case binary.BigEndian.Uint32(b[1:]) != hashOf(m.ClusterID):
+		return errTokenCluster
+	case binary.BigEndian.Uint32(b[5:]) != s.hash():
 		return errToken
 	}
-	n, size := binary.Uvarint(b[5:])
-	if size <= 0 || n != uint64(of) {
+	n, size := binary.Uvarint(b[head:])
+	if size <= 0 || n != uint64(len(m.Shards)) {
 		return errToken
 	}
-	b = b[5+size:]
+	b = b[head+size:]
 	for _, sh := range shards {
 		at, size := binary.Uvarint(b)
 		if size <= 0 {

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 )
@@ -146,6 +150,34 @@ func TestAGapEndsAWatch(t *testing.T) {
 	}
 }
 
+// A status is the connection's, not the cluster's: only a response ends a watch
+// for good.
+func TestALostStreamIsNotTheEnd(t *testing.T) {
+	f := newFakeCluster(t, 1)
+	var streams atomic.Int64
+	f.change(func() {
+		f.watch = func(_ uint64, _ *flotillav1.WatchRequest, stream watchSender) error {
+			switch n := uint64(streams.Add(1)); n {
+			case 4:
+				return stream.Send(&flotillav1.WatchResponse{Code: flotillav1.Code_INTERNAL, Message: "a hole"})
+			default:
+				say(stream, part(partBegin, 0, 0, 4+n), part(partChanges, 0, 4+n, 5+n, 5+n))
+				return status.Error(codes.Internal, "stream terminated by RST_STREAM")
+			}
+		}
+	})
+	w, err := f.client(Options{}).Watch(within(t, 20*time.Second), keyOf(0, "k"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := told(t, w, 3); got != "put@6 put@7 put@8" {
+		t.Errorf("told %s", got)
+	}
+	if _, err := w.Next(within(t, 5*time.Second)); !errors.Is(err, ErrInternal) || !strings.Contains(err.Error(), "a hole") {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
 // A shard whose past is gone is reset, told anew, and goes on behind that. A
 // token given meanwhile begins with the keys again, one given later does not.
 func TestACompactedShardIsReset(t *testing.T) {
@@ -190,10 +222,47 @@ func TestACompactedShardIsReset(t *testing.T) {
 	if _, err := c.Watch(within(t, time.Second), keyOf(0, "other"), FromToken(tokens[0])); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a token of another key: %v", err)
 	}
+	elsewhere := slices.Clone(tokens[0])
+	elsewhere[1]++
+	if _, err := c.Watch(within(t, time.Second), key, FromToken(elsewhere)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "another cluster") {
+		t.Errorf("a token of another cluster: %v", err)
+	}
 	for i := range tokens[0] {
 		if _, err := c.Watch(within(t, time.Second), key, FromToken(tokens[0][:i])); !errors.Is(err, ErrInvalid) {
 			t.Errorf("a token cut to %d bytes: %v", i, err)
 		}
+	}
+}
+
+// A shard that is compacted while its keys are read is not read again and again.
+func TestACompactedShardIsTriedLessAndLess(t *testing.T) {
+	for name, parts := range map[string][]*flotillav1.WatchPart{
+		"at once":        {part(partCompacted, 0, 0, 8)},
+		"when it begins": {part(partBegin, 0, 0, 9), part(partState, 0, 0, 9, 3), part(partCompacted, 0, 0, 10)},
+	} {
+		f := newFakeCluster(t, 1)
+		var streams atomic.Int64
+		f.change(func() {
+			f.watch = func(_ uint64, _ *flotillav1.WatchRequest, stream watchSender) error {
+				streams.Add(1)
+				say(stream, parts...)
+				return nil
+			}
+		})
+		w, err := f.client(Options{}).Watch(within(t, 20*time.Second), keyOf(0, "k"), WithState())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ctx := within(t, time.Second); ; {
+			if _, err := w.Next(ctx); err != nil {
+				break
+			}
+		}
+		// 4 ms, 8, 16 ... at least half of each
+		if n := streams.Load(); n < 3 || n > 12 {
+			t.Errorf("compacted %s: it was tried %d times", name, n)
+		}
+		w.Close()
 	}
 }
 
@@ -207,7 +276,9 @@ func TestAPrefixHasAStreamForEachGroup(t *testing.T) {
 		f.watch = func(_ uint64, q *flotillav1.WatchRequest, stream watchSender) error {
 			mu.Lock()
 			open[q.Group]++
-			shards[q.Group] = len(q.Shards)
+			if stream.Context().Err() == nil { // it may begin here when it has ended there
+				shards[q.Group] = len(q.Shards)
+			}
 			first := !begun[q.Group]
 			begun[q.Group] = true
 			mu.Unlock()
@@ -282,6 +353,12 @@ func TestWatchesThatDoNotBegin(t *testing.T) {
 	c := f.client(Options{Timeout: 50 * time.Millisecond})
 	if _, err := c.Watch(context.Background(), "k"); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("nobody answers: %v", err)
+	}
+	f.scripts(slices.Repeat([]func(*flotillav1.WatchRequest, watchSender){func(_ *flotillav1.WatchRequest, stream watchSender) {
+		_ = stream.Send(&flotillav1.WatchResponse{Code: flotillav1.Code_BUSY, Message: "too many watches"})
+	}}, 100)...)
+	if _, err := c.Watch(context.Background(), "k"); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "node 1 ") || !strings.Contains(err.Error(), "too many watches") {
+		t.Errorf("everybody refuses: %v", err)
 	}
 	if _, err := c.Watch(context.Background(), ""); !errors.Is(err, ErrInvalid) {
 		t.Errorf("an empty key: %v", err)

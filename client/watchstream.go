@@ -23,16 +23,18 @@ type watchShard struct {
 	start   flotillav1.WatchFrom_Start // as which it begins when it next does
 	version uint64                     // AFTER: through it all has been queued for Next
 	begun   bool                       // in this stream
-	tries   int                        // since it last began
+	begunAt time.Time
+	tries   int // since it last came on
 	retryAt time.Time
 }
 
 // watchBack gives shards back to the watching.
 type watchBack struct {
-	stream *watchStream
-	shards []*watchShard
-	wait   bool // before they are tried again
-	last   bool // the stream has ended
+	stream  *watchStream
+	shards  []*watchShard
+	wait    bool // before they are tried again
+	stopped bool // by the watching: no try has failed
+	last    bool // the stream has ended
 }
 
 // watching looks after a watch's streams: one for each group that owns shards of
@@ -69,14 +71,25 @@ func (g *watching) takeBack(b watchBack) {
 	if b.last {
 		delete(g.streams, b.stream)
 	}
-	now := time.Now()
+	now, tries := time.Now(), 0
 	for _, s := range b.shards {
-		s.begun, s.retryAt = false, now
-		if b.wait || s.tries > 1 {
-			s.retryAt = now.Add(g.backoff(s.tries))
+		if s.begun && s.start == flotillav1.WatchFrom_AFTER && now.Sub(s.begunAt) > watchStood {
+			s.tries = 0
 		}
+		tries = max(tries, s.tries)
+		s.begun, s.retryAt = false, now
+	}
+	g.idle = append(g.idle, b.shards...)
+	if b.stopped {
+		return
+	}
+	var wait time.Duration // for all, so that one stream begins for all
+	if b.wait || tries > 1 {
+		wait = g.backoff(tries)
+	}
+	for _, s := range b.shards {
+		s.retryAt = now.Add(wait)
 		s.tries++
-		g.idle = append(g.idle, s)
 	}
 }
 
@@ -165,9 +178,9 @@ type watchStream struct {
 
 // run reads the stream until it ends, and gives the shards back.
 func (s *watchStream) run() {
-	wait := s.read()
+	wait, stopped := s.read()
 	s.stop()
-	b := watchBack{stream: s, wait: wait, last: true}
+	b := watchBack{stream: s, wait: wait, stopped: stopped, last: true}
 	for _, sh := range s.shards {
 		b.shards = append(b.shards, sh)
 	}
@@ -175,11 +188,11 @@ func (s *watchStream) run() {
 }
 
 // read reads the stream; wait: where it ended nobody knew a better place.
-func (s *watchStream) read() (wait bool) {
+func (s *watchStream) read() (wait, stopped bool) {
 	w := s.watcher
 	to := w.leaderOf(s)
 	if to.Addr == "" {
-		return true
+		return true, false
 	}
 	target := Target{Node: to.Node, Addr: to.Addr}
 	if m := w.client.Map(); m != nil {
@@ -187,21 +200,44 @@ func (s *watchStream) read() (wait bool) {
 	}
 	conn, err := w.client.watchConns.take(w.client.options.Dialer.(WatchDialer), target)
 	if err != nil {
+		s.note(target, nil, err)
 		s.left(to, &flotillav1.WatchResponse{Code: flotillav1.Code_UNAVAILABLE})
-		return true
+		return true, false
 	}
 	defer func() { w.client.watchConns.give(conn, s.silent.Load()) }()
 	last, err := s.receive(conn, target)
+	s.note(target, last, err)
 	switch {
 	case s.ctx.Err() != nil && !s.silent.Load(): // it was told to end
-		return false
+		return false, true
 	case errors.Is(err, errNotRead):
-		return true
+		return true, false
 	case errors.Is(err, ErrInternal) || errors.Is(err, ErrInvalid):
 		w.fail(err)
-		return true
+		return true, false
 	}
-	return s.left(to, last)
+	return s.left(to, last), false
+}
+
+// note keeps how the stream ended, for who asks why the watch does not begin.
+func (s *watchStream) note(at Target, last *flotillav1.WatchResponse, err error) {
+	why := ""
+	switch {
+	case last.GetMessage() != "":
+		why = last.GetMessage()
+	case last != nil:
+		why = last.GetCode().String()
+	case s.ctx.Err() != nil && !s.silent.Load() || err == nil:
+		return
+	case s.silent.Load():
+		why = "it said nothing"
+	default:
+		why = err.Error()
+	}
+	w := s.watcher
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trouble = fmt.Sprintf(": node %d at %s, group %d: %s", at.Node, at.Addr, s.group, why)
 }
 
 // left tells the router how the stream ended.
@@ -233,6 +269,8 @@ func (s *watchStream) receive(conn *watchConn, to Target) (last *flotillav1.Watc
 		case flotillav1.Code_OK:
 		case flotillav1.Code_INVALID:
 			return p, fmt.Errorf("%w: %s", ErrInvalid, p.GetMessage())
+		case flotillav1.Code_INTERNAL:
+			return p, fmt.Errorf("%w: %w: %s", ErrInternal, errWatchGap, p.GetMessage())
 		default:
 			return p, nil
 		}
@@ -242,10 +280,8 @@ func (s *watchStream) receive(conn *watchConn, to Target) (last *flotillav1.Watc
 			}
 		}
 	}
-	switch status.Code(err) {
-	case codes.Internal:
-		err = fmt.Errorf("%w: %w", ErrInternal, err)
-	case codes.Unimplemented:
+	// Any other status may be the connection's own, Internal too.
+	if status.Code(err) == codes.Unimplemented {
 		err = fmt.Errorf("%w: the node does not know watches: %w", ErrInvalid, err)
 	}
 	return nil, err
@@ -277,11 +313,11 @@ func (s *watchStream) part(to Target, p *flotillav1.WatchPart) error {
 			return s.gap(sh, p.GetVersion())
 		}
 		s.watcher.client.step(func(r *routing.Router, _ time.Time) { r.WatchMoved(sh.id, s.group, raft.GroupID(p.GetGroup())) })
-		s.giveBack(sh)
+		s.giveBack(sh, false)
 		return nil
 	case flotillav1.WatchPart_COMPACTED:
 		sh.start = flotillav1.WatchFrom_STATE
-		s.giveBack(sh)
+		s.giveBack(sh, true)
 		return nil
 	}
 	return fmt.Errorf("%w: a part of a watch of kind %v", ErrInternal, p.GetKind())
@@ -291,11 +327,11 @@ func (s *watchStream) gap(sh *watchShard, version uint64) error {
 	return fmt.Errorf("%w: %w: shard %d was told through version %d and goes on behind %d", ErrInternal, errWatchGap, sh.id, sh.version, version)
 }
 
-// giveBack lets a shard go on elsewhere.
-func (s *watchStream) giveBack(sh *watchShard) {
+// giveBack lets a shard go on elsewhere, or later.
+func (s *watchStream) giveBack(sh *watchShard, wait bool) {
 	delete(s.shards, sh.id)
 	select {
-	case s.watcher.back <- watchBack{stream: s, shards: []*watchShard{sh}}:
+	case s.watcher.back <- watchBack{stream: s, shards: []*watchShard{sh}, wait: wait}:
 	case <-s.watcher.ctx.Done():
 	}
 }
@@ -304,7 +340,7 @@ func (s *watchStream) begin(to Target, sh *watchShard, version uint64) error {
 	s.watcher.client.step(func(r *routing.Router, _ time.Time) {
 		r.Watching(s.group, routing.Target{Node: to.Node, Addr: to.Addr})
 	})
-	sh.begun, sh.tries = true, 0
+	sh.begun, sh.begunAt = true, time.Now()
 	switch sh.start {
 	case flotillav1.WatchFrom_NOW:
 		sh.start, sh.version = flotillav1.WatchFrom_AFTER, version
@@ -343,6 +379,7 @@ func (s *watchStream) changes(sh *watchShard, p *flotillav1.WatchPart) error {
 		sh.version = before
 		return err
 	}
+	sh.tries = 0
 	return nil
 }
 
@@ -368,7 +405,7 @@ func (s *watchStream) state(sh *watchShard, p *flotillav1.WatchPart) error {
 	if err := s.push(sh, []Event{{Kind: EventComplete, Shard: int(sh.id), Version: sh.version}}, false); err != nil {
 		return err
 	}
-	sh.start = flotillav1.WatchFrom_AFTER
+	sh.start, sh.tries = flotillav1.WatchFrom_AFTER, 0
 	return nil
 }
 

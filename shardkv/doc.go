@@ -57,7 +57,7 @@
 // goes on at the target, whose history begins there; with COMPACTED where
 // history does not reach back to it, be it too old, too slow, or the replica
 // restarted: then the caller reads the keys as of a version, and goes on behind
-// that. Nothing is buffered for a watch that is slow. A value over 256 KiB is
+// that. Nothing is buffered for a watch that is slow. A value over 64 KiB is
 // told if it is still the key's when it is, otherwise that is COMPACTED too.
 //
 // # Time

@@ -15,10 +15,10 @@ import (
 
 // Sizes of a group's history.
 const (
-	historyBytesMin  = 4 << 10   // a group that is written has so much
-	historyBytesMax  = 1 << 20   // at it the oldest goes
-	historyValueMax  = 256 << 10 // what is larger is told without its value
-	historyNodeBytes = 256 << 20 // of all the groups of a node, what is beyond the least aside
+	historyBytesMin  = 4 << 10              // a group that is written has so much
+	historyBytesMax  = 1 << 20              // at it the oldest goes
+	historyValueMax  = historyBytesMax / 16 // what is larger is kept without its value, so that it does not drive all else out
+	historyNodeBytes = 256 << 20            // of all the groups of a node, what is beyond the least aside
 )
 
 // history is what has lately changed in a group's shards, in the order of its
@@ -34,12 +34,14 @@ type history struct {
 	// Of the batch that is not committed; the machine's.
 	staged  *[]byte      // nil: nothing. The memory is shared by the groups
 	touched []*heldShard // those that it changes
-	beyond  bool         // it is more than a ring holds
+	bare    bool         // it is kept without values, with which it is more than a ring holds
+	beyond  bool         // it is more than a ring holds even so
 
 	mu       sync.Mutex // guards what follows; held for no more than a copy
 	ring     []byte     // what lies at offset o is at o modulo its length
 	start    uint64     // offset of the oldest event
 	end      uint64     // behind the newest
+	sharp    uint64     // start, when it was last known where the history of each shard begins
 	shards   map[shardmap.ShardID]*shardHistory
 	applied  raft.Index // as of which all this is
 	epoch    uint64     // counts changes of who is served, and of where histories begin by other ways than the ring's
@@ -53,11 +55,12 @@ type shardHistory struct {
 	copy    incarnation // that was served last
 	begin   uint64      // of the writes behind it none is missing, but for those that the ring has dropped
 	through uint64      // the last write
+	first   uint64      // where in the ring that behind begin is, or lower: then it is to be found
 }
 
 type standing struct {
 	served    bool
-	importing bool
+	importing bool         // and the import was not refused
 	peer      raft.GroupID // at the other end of its last move
 	held      incarnation
 }
@@ -68,7 +71,7 @@ type event struct {
 	shard   shardmap.ShardID
 	version uint64
 	expires int64
-	large   bool // the value is too large to keep, and not here
+	large   bool // the value was too large to keep, and is not here
 	key     []byte
 	value   []byte // CLEAR: the span, encoded
 }
@@ -83,15 +86,18 @@ const (
 // add stages a change of the shard: that of its last version.
 func (h *history) add(sh *heldShard, kind flotillav1.WatchEvent_Kind, key, value []byte, expires int64) {
 	k := byte(kind)
-	if len(value) > historyValueMax {
-		k, value = k|eventLarge, nil
-	}
 	if h.staged == nil {
 		h.staged = stagedMemory.Get().(*[]byte)
 	}
 	if !sh.told {
 		sh.told = true
 		h.touched = append(h.touched, sh)
+	}
+	if !h.bare && len(*h.staged)+eventHead+len(key)+len(value) > historyBytesMax {
+		h.strip()
+	}
+	if len(value) > historyValueMax || h.bare && len(value) > 0 {
+		k, value = k|eventLarge, nil
 	}
 	from, size := len(*h.staged), eventHead+len(key)+len(value)
 	if h.beyond = h.beyond || from+size > historyBytesMax; h.beyond {
@@ -109,6 +115,24 @@ func (h *history) add(sh *heldShard, kind flotillav1.WatchEvent_Kind, key, value
 	copy(b[eventHead+len(key):], value)
 }
 
+// strip takes the values out of what is staged.
+func (h *history) strip() {
+	h.bare = true
+	kept := (*h.staged)[:0]
+	for rest := *h.staged; len(rest) > 0; {
+		size := binary.BigEndian.Uint32(rest)
+		e := rest[:size]
+		rest = rest[size:]
+		if bare := eventHead + int(binary.BigEndian.Uint16(e[25:])); bare < len(e) {
+			e = e[:bare]
+			binary.BigEndian.PutUint32(e, uint32(bare))
+			e[4] |= eventLarge
+		}
+		kept = append(kept, e...) // never beyond where it was
+	}
+	*h.staged = kept
+}
+
 // stagedMemory is that of batches.
 var stagedMemory = sync.Pool{New: func() any { return new([]byte) }}
 
@@ -122,7 +146,7 @@ func (h *history) unstage() {
 		sh.told = false
 	}
 	clear(h.touched)
-	h.staged, h.beyond, h.touched = nil, false, h.touched[:0]
+	h.staged, h.bare, h.beyond, h.touched = nil, false, false, h.touched[:0]
 }
 
 // cutEvent takes the first event off b, sharing its bytes; false: it is not
@@ -153,7 +177,7 @@ func (h *history) restart(applied raft.Index, shards []*heldShard) {
 	h.unstage()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.start = h.end
+	h.start, h.sharp = h.end, h.end
 	h.shards = make(map[shardmap.ShardID]*shardHistory, len(shards))
 	h.show(shards)
 	h.applied = applied
@@ -168,7 +192,7 @@ func (h *history) publish(applied raft.Index, shards []*heldShard) {
 	h.applied = applied
 	h.show(shards)
 	if h.staged != nil {
-		h.take(*h.staged)
+		h.take()
 		h.unstage()
 	} else if shards == nil {
 		return
@@ -176,14 +200,19 @@ func (h *history) publish(applied raft.Index, shards []*heldShard) {
 	h.wake()
 }
 
-// take puts a batch's events into the ring.
-func (h *history) take(staged []byte) {
+// take puts a batch's events into the ring. If it is too small for them, those
+// go without their values: who has read all else can often find them where they
+// are stored.
+func (h *history) take() {
 	for _, sh := range h.touched {
 		s := h.shards[sh.id]
 		s.through = max(s.through, sh.writes)
 	}
-	if !h.beyond && h.room(len(staged)) {
-		h.put(staged)
+	if !h.beyond && !h.room(len(*h.staged)) && !h.bare {
+		h.strip()
+	}
+	if !h.beyond && h.room(len(*h.staged)) {
+		h.put(*h.staged)
 	} else {
 		h.forget()
 	}
@@ -198,12 +227,12 @@ func (h *history) show(shards []*heldShard) {
 			s = new(shardHistory)
 			h.shards[sh.id] = s
 		}
-		now := standing{served: sh.state.serves(), importing: sh.state == shardImporting, peer: sh.peer, held: sh.incarnation}
+		now := standing{served: sh.state.serves(), importing: sh.state == shardImporting && !(sh.in != nil && sh.in.refused), peer: sh.peer, held: sh.incarnation}
 		if now == s.standing {
 			continue
 		}
 		if now.served && now.held != s.copy {
-			s.copy, s.begin, s.through = now.held, sh.begin, sh.begin
+			s.copy, s.begin, s.through, s.first = now.held, sh.begin, sh.begin, 0
 		}
 		s.standing = now
 		h.epoch++
@@ -273,11 +302,16 @@ func (h *history) dropOldest() {
 }
 
 // sharpen finds where the history of each shard begins now that events were
-// dropped: to note it with each would cost every write.
+// dropped: to note it with each would cost every write. It looks for those of
+// which something was dropped since it last did.
 func (h *history) sharpen() {
-	left := make(map[shardmap.ShardID]*shardHistory, len(h.shards))
+	if h.sharp == h.start {
+		return
+	}
+	h.sharp = h.start
+	left := make(map[shardmap.ShardID]*shardHistory)
 	for id, s := range h.shards {
-		if s.begin < s.through {
+		if s.begin < s.through && s.first < h.start {
 			left[id] = s
 		}
 	}
@@ -286,7 +320,7 @@ func (h *history) sharpen() {
 		h.get(at, head[:])
 		id, version := shardmap.ShardID(binary.BigEndian.Uint32(head[5:])), binary.BigEndian.Uint64(head[9:])
 		if s := left[id]; s != nil && version > s.begin {
-			s.begin = version - 1
+			s.begin, s.first = version-1, at
 			delete(left, id)
 		}
 	}
@@ -297,7 +331,7 @@ func (h *history) sharpen() {
 
 // forget lets everything go.
 func (h *history) forget() {
-	h.start = h.end
+	h.start, h.sharp = h.end, h.end
 	for _, s := range h.shards {
 		s.begin = s.through
 	}

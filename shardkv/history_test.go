@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -48,15 +49,19 @@ func (e event) String() string {
 }
 
 // compareEvents requires that the history of a shard holds just the spec's
-// events behind its beginning.
-func compareEvents(t fataler, shard shardmap.ShardID, now shardHistory, got, want []event) {
+// events behind its beginning; if any may be bare, it may hold any value as too
+// large.
+func compareEvents(t fataler, shard shardmap.ShardID, now shardHistory, got, want []event, anyBare bool) {
 	t.Helper()
 	if now.through != uint64(len(want)) {
 		t.Fatalf("shard %d: the history goes through %d, there were %d writes", shard, now.through, len(want))
 	}
 	got = slices.DeleteFunc(slices.Clone(got), func(e event) bool { return e.version <= now.begin })
-	want = want[now.begin:]
+	want = slices.Clone(want[now.begin:])
 	for i := range max(len(got), len(want)) {
+		if i < min(len(got), len(want)) && got[i].large && len(want[i].value) > 0 && anyBare {
+			want[i].large, want[i].value = true, nil
+		}
 		if i >= len(got) || i >= len(want) {
 			t.Fatalf("shard %d behind %d: %d events, not %d", shard, now.begin, len(got), len(want))
 		}
@@ -96,7 +101,7 @@ func TestEventsAreTheWrites(t *testing.T) {
 				if r != restarted && now.begin != 0 {
 					t.Fatalf("shard %d: the history begins at %d", shard, now.begin)
 				}
-				compareEvents(t, shard, now, got[shard], sh.events)
+				compareEvents(t, shard, now, got[shard], sh.events, false)
 			}
 		}
 		for shard, sh := range s.shards {
@@ -162,7 +167,7 @@ func TestTheRing(t *testing.T) {
 			got := h.told(t, rapid.IntRange(eventHead, 20_000).Draw(t, "piece"))
 			for _, sh := range shards {
 				now, _, _ := h.stand(sh.id)
-				compareEvents(t, sh.id, now, got[sh.id], all[sh.id])
+				compareEvents(t, sh.id, now, got[sh.id], all[sh.id], true)
 			}
 			if taken := max(0, len(h.ring)-historyBytesMin); int64(taken) != given-budget.Load() || budget.Load() < 0 {
 				t.Fatalf("the ring has %d bytes, and took %d of the budget", len(h.ring), given-budget.Load())
@@ -172,6 +177,94 @@ func TestTheRing(t *testing.T) {
 			t.Fatalf("%d of %d bytes came back", budget.Load(), given)
 		}
 	})
+}
+
+// TestWhatIsKnownIsNotLookedFor: where histories begin is found once, unless
+// something was dropped.
+func TestWhatIsKnownIsNotLookedFor(t *testing.T) {
+	h := new(history)
+	shards := []*heldShard{{id: 0}, {id: 1}}
+	for _, sh := range shards {
+		sh.state, sh.incarnation = shardOwned, 1
+	}
+	h.restart(0, shards)
+	write := func(sh *heldShard) {
+		sh.writes++
+		h.add(sh, flotillav1.WatchEvent_PUT, []byte("k"), make([]byte, historyValueMax), 0)
+		h.publish(1, nil)
+	}
+	write(shards[0])
+	write(shards[1])
+	for range 14 {
+		write(shards[0])
+	}
+	begins := func(want0, want1 uint64) {
+		t.Helper()
+		h.sharpen()
+		if h.shards[0].begin != want0 || h.shards[1].begin != want1 {
+			t.Fatalf("they begin at %d and %d, not %d and %d", h.shards[0].begin, h.shards[1].begin, want0, want1)
+		}
+	}
+	begins(1, 0) // one was dropped
+	h.shards[0].begin = 0
+	begins(0, 0) // and none since
+	h.shards[0].begin = 1
+	write(shards[0])
+	begins(1, 1)
+	write(shards[1])
+	begins(2, 1)
+	if first := h.shards[0].first; first != h.start {
+		t.Errorf("the first event is at %d, not %d", first, h.start)
+	}
+	h.shards[1].begin = 0
+	write(shards[0])
+	begins(3, 0) // none of shard 1
+}
+
+// TestABatchThatIsTooLargeLosesItsValues and not the history of all shards. Only
+// one that is too large without them does that.
+func TestABatchThatIsTooLargeLosesItsValues(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		events int
+		value  int
+		budget int64
+		key    string
+		begin  uint64 // of the history then
+		last   string
+	}{
+		{"it fits", 15, historyValueMax, 1 << 30, "k", 0, "large=false"},
+		{"more than the largest ring", 16, historyValueMax, 1 << 30, "k", 0, "large=true"},
+		{"more than the budget", 2, historyBytesMin / 2, 0, "k", 0, "large=true"},
+		{"keys of more than the ring", 17, 10, 1 << 30, strings.Repeat("k", 62_000), 18, ""},
+		{"keys of more than the budget", 2, 10, 0, strings.Repeat("k", historyBytesMin/2), 3, ""},
+	} {
+		var budget atomic.Int64
+		budget.Store(c.budget)
+		h := &history{budget: &budget}
+		sh := &heldShard{}
+		sh.state, sh.incarnation = shardOwned, 1
+		h.restart(0, []*heldShard{sh})
+		add := func(key string, value int) {
+			sh.writes++
+			h.add(sh, flotillav1.WatchEvent_PUT, []byte(key), make([]byte, value), 0)
+		}
+		add("before", 10)
+		h.publish(1, nil)
+		for range c.events {
+			add(c.key, c.value)
+		}
+		h.publish(2, nil)
+		got := h.told(t, 1000)[0]
+		if now, _, _ := h.stand(0); now.begin != c.begin || len(got) != int(now.through-c.begin) {
+			t.Errorf("%s: the history begins at %d and has %d events", c.name, now.begin, len(got))
+		}
+		for i, e := range got {
+			if i > 0 && !strings.HasSuffix(e.String(), c.last) || i == 0 && e.large {
+				t.Errorf("%s: event %d has %d bytes, large=%v", c.name, i, len(e.value), e.large)
+			}
+		}
+	}
 }
 
 // TestNothingIsToldBeforeItIsCommitted: what entries change is told by nobody

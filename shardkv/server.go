@@ -46,7 +46,7 @@ type Options struct {
 	// Address is a node's gRPC address, "" if it is not known.
 	Address func(raft.NodeID) string
 	// HasQuorum tells whether a majority of the group is on nodes that are
-	// heard of. It is asked only when a request fails.
+	// heard of. It is asked when a request fails, and often by watches.
 	HasQuorum func(raft.GroupID) bool
 	// Pull asks the leader of a group, wherever it is, for its part of a move.
 	// done is called once, from any goroutine; nil: nothing was heard. It may be
@@ -180,7 +180,9 @@ func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) mult
 		g.machine.scan = s.scanBase
 		g.machine.clock = s.now
 		g.machine.history.budget = &s.history
-		s.groups.Store(id, g)
+		if before, there := s.groups.Swap(id, g); there {
+			s.forget(before.(*group))
+		}
 		return g.machine
 	}
 }
@@ -190,9 +192,14 @@ func (s *Server) NewStateMachine(id raft.GroupID) func(*statestore.Replica) mult
 func (s *Server) RemoveGroup(key raft.ReplicaKey) {
 	if g := s.group(key.Group); g != nil && g.replica.ID() == key {
 		s.groups.CompareAndDelete(key.Group, g)
-		s.movers.forget(g)
-		g.machine.history.close()
+		s.forget(g)
 	}
+}
+
+// forget lets go of what a group has beside its replica.
+func (s *Server) forget(g *group) {
+	s.movers.forget(g)
+	g.machine.history.close()
 }
 
 func (s *Server) group(id raft.GroupID) *group {

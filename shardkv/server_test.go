@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -106,7 +107,7 @@ type bench struct {
 	id     raft.GroupID
 	host   *fakeHost
 	server *Server
-	quorum bool
+	lost   atomic.Bool // its quorum
 }
 
 // serve runs test in a bubble with a server.
@@ -123,14 +124,14 @@ func serve(t *testing.T, test func(t *testing.T, b *bench)) {
 // newBench is a server whose group does not know its shards yet.
 func newBench(t *testing.T, id raft.GroupID, pull func(*flotillav1.PullRequest, func(*flotillav1.PullResponse))) *bench {
 	t.Helper()
-	b := &bench{T: t, id: id, quorum: true}
+	b := &bench{T: t, id: id}
 	b.server = NewServer(Options{
 		Pull:      pull,
 		ClusterID: func() string { return "cluster" },
 		Self:      func() raft.NodeID { return self },
 		Shards:    func() int { return 4 },
 		Address:   func(id raft.NodeID) string { return fmt.Sprintf("node%d:7000", id) },
-		HasQuorum: func(raft.GroupID) bool { return b.quorum },
+		HasQuorum: func(raft.GroupID) bool { return !b.lost.Load() },
 	})
 	store := statestore.OpenModel(statestore.NewModel(), nil)
 	r := &rig{store: store, replica: store.Replica(raft.ReplicaKey{Group: rigGroup, Replica: 1})}
@@ -258,6 +259,8 @@ func TestWrongRequestsDoNotReachTheLog(t *testing.T) {
 		"lowest above seq":     with(func(q *flotillav1.Request) { q.Session = &flotillav1.Session{BirthMs: 1, Seq: 1, Lowest: 2} }),
 		"outcome with ops":     with(func(q *flotillav1.Request) { q.Outcome = &flotillav1.Outcome{BirthMs: 1, Seq: 1} }),
 		"outcome of nothing":   {Group: uint64(rigGroup), Outcome: &flotillav1.Outcome{}},
+		"long clear":           ask(&flotillav1.Op{Op: &flotillav1.Op_Clear{Clear: &flotillav1.Clear{Start: large[:KeyBytesMax+2]}}}),
+		"long scan":            ask(&flotillav1.Op{Op: &flotillav1.Op_Scan{Scan: &flotillav1.Scan{End: large[:KeyBytesMax+2]}}}),
 		"too many ops":         with(func(q *flotillav1.Request) { q.Ops = make([]*flotillav1.Op, opsMax+1) }),
 	}
 	serve(t, func(t *testing.T, b *bench) {
@@ -302,7 +305,7 @@ func TestWhereToGoInstead(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			serve(t, func(t *testing.T, b *bench) {
 				b.host.set(func() { b.host.err = c.err })
-				b.quorum = !c.lost
+				b.lost.Store(c.lost)
 				for _, q := range []*flotillav1.Request{ask(wirePut(key, "v")), ask(wireGet(key))} {
 					r := b.do(q)
 					r.Id, r.Message = 0, ""
@@ -366,7 +369,7 @@ func TestTimeoutsSayWhatIsKnown(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			serve(t, func(t *testing.T, b *bench) {
 				b.host.set(func() { b.host.stalled = true })
-				b.quorum = c.quorum
+				b.lost.Store(!c.quorum)
 				for _, timeout := range []uint32{1, 50, 2000, 20_000, 0} {
 					q := ask(c.op)
 					q.TimeoutMs = timeout

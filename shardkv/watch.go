@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -25,6 +26,7 @@ const (
 	watchPageBytes   = 256 << 10              // of a shard's keys, sent at once
 	watchBeat        = time.Second            // at least so often something is sent
 	watchLeaderCheck = 100 * time.Millisecond // how late a watch learns that the node leads no longer
+	watchImportMax   = 5 * time.Second        // for a shard to arrive; then its watch ends, and its caller looks where it is
 	watchReadTimeout = 2 * time.Second        // for the leader's index
 	watchViewTimeout = 30 * time.Second       // for one page of keys to be taken: its view holds memory and disk
 	watchViewTries   = 100                    // for a view as of what is published
@@ -108,9 +110,12 @@ type watch struct {
 	shards  []shardmap.ShardID // those that have not ended
 	cursors map[shardmap.ShardID]*watchCursor
 	looked  bool // how shards stand may have changed
+	since   time.Time
 	// unsettled: some shard was not begun by then, or is not served.
 	unsettled bool
 	open      []shardmap.ShardID        // those that this piece has events of
+	size      int                       // of the events that are not sent yet: their keys and values
+	view      *statestore.View          // for values that this piece does not hold; nil: not yet needed
 	out       *flotillav1.WatchResponse // is sent next
 }
 
@@ -165,6 +170,9 @@ func (s *Server) newWatch(q *flotillav1.WatchRequest, send func(*flotillav1.Watc
 	if g == nil {
 		return nil, &flotillav1.WatchResponse{Code: flotillav1.Code_UNAVAILABLE, Message: fmt.Sprintf("group %d is not on this node", q.GetGroup())}
 	}
+	if n := len(q.GetShards()); n > shards {
+		return nil, watchInvalid("%d shards, and there are only %d", n, shards)
+	}
 	w := &watch{
 		server:  s,
 		host:    *host,
@@ -175,6 +183,7 @@ func (s *Server) newWatch(q *flotillav1.WatchRequest, send func(*flotillav1.Watc
 		stalled: make(chan struct{}, 1),
 		reader:  historyReader{history: &g.machine.history},
 		cursors: make(map[shardmap.ShardID]*watchCursor, len(q.GetShards())),
+		since:   time.Now(),
 		out:     new(flotillav1.WatchResponse),
 	}
 	for _, from := range q.GetShards() {
@@ -216,6 +225,9 @@ func (w *watch) run(ctx context.Context) error {
 			return w.send(w.notLeader())
 		}
 		more, err := w.turn(ctx)
+		if gap := (*historyGap)(nil); errors.As(err, &gap) {
+			return w.send(&flotillav1.WatchResponse{Code: flotillav1.Code_INTERNAL, Message: gap.Error()})
+		}
 		if err != nil || len(w.shards) == 0 {
 			return err
 		}
@@ -226,6 +238,9 @@ func (w *watch) run(ctx context.Context) error {
 		select {
 		case <-next:
 		case <-beat.C:
+			if w.unsettled {
+				w.judge() // a shard may have been waited for too long
+			}
 			w.progress()
 			if err := w.flush(true); err != nil {
 				return err
@@ -239,9 +254,10 @@ func (w *watch) run(ctx context.Context) error {
 var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // leads tells whether the node leads the group, with the replica that the watch
-// began with.
+// began with, and hears of most others: a group that sleeps does not notice when
+// it has lost them, and they may have another leader.
 func (w *watch) leads() bool {
-	return w.server.leads(w.host, w.group.id) && w.server.group(w.group.id) == w.group
+	return w.server.leads(w.host, w.group.id) && w.server.group(w.group.id) == w.group && w.server.options.HasQuorum(w.group.id)
 }
 
 // confirm asks for the leader's index, and waits until it is applied here.
@@ -258,7 +274,11 @@ func (w *watch) confirm(ctx context.Context) *flotillav1.WatchResponse {
 		if err == nil {
 			return nil
 		}
-		return watchRefusal(w.server.failure(w.host, w.group.id, err))
+		refused := watchRefusal(w.server.failure(w.host, w.group.id, err))
+		if refused.Code == flotillav1.Code_INTERNAL { // which is for gaps
+			refused.Code = flotillav1.Code_UNAVAILABLE
+		}
+		return refused
 	case <-timeout.C:
 	case <-ctx.Done():
 	}
@@ -288,6 +308,7 @@ func (w *watch) turn(ctx context.Context) (more bool, err error) {
 		w.judge()
 	}
 	err = w.tell(piece)
+	w.closeView()
 	watchMemory.Put(buf)
 	if err != nil {
 		return false, err
@@ -299,10 +320,10 @@ func (w *watch) turn(ctx context.Context) (more bool, err error) {
 	if err := w.flush(false); err != nil {
 		return false, err
 	}
-	if w.unsettled {
-		err = w.readStates(ctx)
+	if w.unsettled && end {
+		more, err = w.readStates(ctx)
 	}
-	return !end, err
+	return more || !end, err
 }
 
 // see takes in how a shard stands.
@@ -322,7 +343,7 @@ func (w *watch) judge() {
 		case c.begun:
 		case c.now.served:
 			w.begin(id, c)
-		case !c.now.importing:
+		case !c.now.importing || time.Since(w.since) >= watchImportMax:
 			w.end(id, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_MOVED, Group: uint64(c.now.peer)})
 		}
 	}
@@ -376,6 +397,18 @@ func (w *watch) endMoved() {
 
 func (w *watch) say(part *flotillav1.WatchPart) { w.out.Parts = append(w.out.Parts, part) }
 
+// historyGap is a change that the history does not have, though it should: the
+// node is wrong, which another stream would not mend.
+type historyGap struct {
+	group    raft.GroupID
+	shard    shardmap.ShardID
+	from, to uint64
+}
+
+func (e *historyGap) Error() string {
+	return fmt.Sprintf("group %d shard %d: the history goes from version %d to %d", e.group, e.shard, e.from, e.to)
+}
+
 // tell goes through a piece of the history.
 func (w *watch) tell(piece []byte) error {
 	for {
@@ -390,7 +423,7 @@ func (w *watch) tell(piece []byte) error {
 			continue
 		}
 		if e.version != c.version+1 {
-			return grpcstatus.Errorf(codes.Internal, "group %d shard %d: the history goes from version %d to %d", w.group.id, e.shard, c.version, e.version)
+			return &historyGap{group: w.group.id, shard: e.shard, from: c.version, to: e.version}
 		}
 		c.version = e.version
 		if err := w.tellEvent(&e, c); err != nil {
@@ -400,6 +433,10 @@ func (w *watch) tell(piece []byte) error {
 }
 
 func (w *watch) tellEvent(e *event, c *watchCursor) error {
+	if e.large && e.kind == flotillav1.WatchEvent_CLEAR { // of what, nobody knows any more
+		w.lost(e, c)
+		return nil
+	}
 	match, err := w.about.match(e)
 	if err != nil || !match {
 		return err
@@ -410,8 +447,7 @@ func (w *watch) tellEvent(e *event, c *watchCursor) error {
 			return err
 		}
 		if !held {
-			w.closePart(e.shard, c, e.version-1)
-			w.end(e.shard, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_COMPACTED, Version: e.version})
+			w.lost(e, c)
 			return nil
 		}
 	}
@@ -421,24 +457,43 @@ func (w *watch) tellEvent(e *event, c *watchCursor) error {
 	}
 	told, err := e.toWire()
 	c.part.Events = append(c.part.Events, told)
-	return err
+	if w.size += len(e.key) + len(e.value); err != nil || w.size < watchPageBytes {
+		return err
+	}
+	// A piece may have many events whose values it does not hold.
+	w.closeView() // to send may take long
+	w.closeParts()
+	return w.flush(false)
+}
+
+// lost ends a shard's watch at an event that cannot be told.
+func (w *watch) lost(e *event, c *watchCursor) {
+	w.closePart(e.shard, c, e.version-1)
+	w.end(e.shard, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_COMPACTED, Version: e.version})
 }
 
 // stillThere finds the value of an event that was too large to keep, unless the
 // key has changed since.
-func (w *watch) stillThere(e *event) (bool, error) {
-	view, err := w.group.replica.View()
-	if err != nil {
-		return false, err
+func (w *watch) stillThere(e *event) (_ bool, err error) {
+	if w.view == nil {
+		if w.view, err = w.group.replica.View(); err != nil {
+			return false, err
+		}
 	}
-	defer view.Close()
-	b, ok, err := view.Get(valueKey(e.shard, w.cursors[e.shard].now.copy, e.key))
+	b, ok, err := w.view.Get(valueKey(e.shard, w.cursors[e.shard].now.copy, e.key))
 	if err != nil || !ok {
 		return false, err
 	}
 	r, err := decodeRecord(b)
 	e.value = r.value
 	return err == nil && r.version == e.version, err
+}
+
+func (w *watch) closeView() {
+	if w.view != nil {
+		w.view.Close()
+		w.view = nil
+	}
 }
 
 // toWire is the event in memory of its own.
@@ -491,20 +546,26 @@ func (w *watch) flush(always bool) error {
 		return nil
 	}
 	out := w.out
-	w.out = new(flotillav1.WatchResponse)
+	w.out, w.size = new(flotillav1.WatchResponse), 0
 	return w.send(out)
 }
 
-// readStates begins shards that begin with their keys.
-func (w *watch) readStates(ctx context.Context) error {
-	for _, id := range slices.Clone(w.shards) {
-		if c := w.cursors[id]; !c.begun && c.now.served && ctx.Err() == nil {
-			if err := w.readState(ctx, id, c); err != nil {
-				return err
-			}
-		}
+// readStates begins a shard that begins with its keys, and tells whether there
+// are more. It is one at a time: meanwhile the history of the others goes on, and
+// they must not fall off it.
+func (w *watch) readStates(ctx context.Context) (more bool, err error) {
+	i := slices.IndexFunc(w.shards, w.awaitsKeys)
+	if i < 0 {
+		return false, nil
 	}
-	return nil
+	id := w.shards[i]
+	err = w.readState(ctx, id, w.cursors[id])
+	return slices.ContainsFunc(w.shards, w.awaitsKeys), err
+}
+
+func (w *watch) awaitsKeys(id shardmap.ShardID) bool {
+	c := w.cursors[id]
+	return !c.begun && c.now.served
 }
 
 // readState sends the shard's keys as of a version.

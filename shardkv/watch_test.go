@@ -2,6 +2,7 @@ package shardkv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -188,6 +189,32 @@ func TestAWatchFromElsewhereIsCompacted(t *testing.T) {
 	})
 }
 
+// A replica that is started anew takes the place of the one before it, whose
+// watches end and whose history gives its memory back.
+func TestAReplicaTakesThePlaceOfTheOneBefore(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		for range 3 {
+			b.commit(plain(0, put("k", strings.Repeat("x", 50_000))))
+		}
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @3")
+		if b.server.history.Load() == historyNodeBytes {
+			t.Fatal("the history has taken nothing")
+		}
+		before := b.server.group(rigGroup)
+		b.server.NewStateMachine(rigGroup)(b.host.rig.replica)
+		w.expect("NOT_LEADER 0")
+		if left := b.server.history.Load(); left != historyNodeBytes {
+			t.Errorf("%d bytes did not come back", historyNodeBytes-left)
+		}
+		// What the old one still applies takes nothing.
+		b.commit(plain(0, put("k", strings.Repeat("x", 50_000))))
+		if left := b.server.history.Load(); left != historyNodeBytes || !before.machine.history.closed {
+			t.Errorf("the old one took %d bytes", historyNodeBytes-left)
+		}
+	})
+}
+
 // restartKeeping is restart of a machine that stays the server's.
 func (r *rig) restartKeeping(t fataler) {
 	if err := r.machine.Restored(r.replica); err != nil {
@@ -201,16 +228,32 @@ func TestASlowWatchIsCompacted(t *testing.T) {
 	serve(t, func(t *testing.T, b *bench) {
 		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0, 1))
 		w.expect("0 BEGIN @0", "1 BEGIN @0")
-		large := strings.Repeat("x", 100_000)
-		for range 20 {
+		large := strings.Repeat("x", 50_000)
+		for range 40 {
 			b.commit(plain(0, put("k", large)))
 			synctest.Wait()
 		}
 		// One was on its way; of the rest those are there that the ring holds.
-		w.expect("0 CHANGES @1 PUT k=100000 bytes@1", "0 COMPACTED @10")
+		w.expect("0 CHANGES @1 PUT k=50000 bytes@1", "0 COMPACTED @20")
 		b.commit(plain(1, put("k", "a")))
 		w.expect("1 CHANGES @1 PUT k=a@1")
 		w.stop()
+	})
+}
+
+// A change that is missing is no silence.
+func TestAGapOfTheHistoryIsTold(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @0")
+		b.host.set(func() { b.host.rig.machine.shards[0].writes++ })
+		b.commit(plain(0, put("k", "a")))
+		w.expect("INTERNAL 0")
+		if err := <-w.ended; err != nil {
+			t.Errorf("the stream ended with %v", err)
+		}
+		b.host.set(func() { b.host.err = errors.New("who knows") })
+		b.watch(from(flotillav1.WatchFrom_NOW, 0, 0)).expect("UNAVAILABLE 0")
 	})
 }
 
@@ -221,9 +264,40 @@ func TestALargeValueIsWatched(t *testing.T) {
 		w.expect("0 BEGIN @0", "1 BEGIN @0")
 		large := strings.Repeat("x", historyValueMax+1)
 		b.commit(plain(0, put("k", large)))
-		w.expect("0 CHANGES @1 PUT k=262145 bytes@1")
+		w.expect("0 CHANGES @1 PUT k=65537 bytes@1")
 		b.commit(plain(0, put("l", "a"), put("k", large), put("k", large)))
 		w.expect("0 CHANGES @2 PUT l=a@2", "0 COMPACTED @3")
+		b.commit(plain(1, put("k", "a")))
+		w.expect("1 CHANGES @1 PUT k=a@1")
+		w.stop()
+	})
+}
+
+// Values that the history does not hold are sent some at a time.
+func TestManyLargeValuesAreNotOneResponse(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @0")
+		synctest.Wait()
+		var ops []op
+		for i := range 10 {
+			ops = append(ops, put(fmt.Sprint("k", i), strings.Repeat("x", watchPageBytes+1)))
+		}
+		b.commit(plain(0, ops...))
+		for v := range 10 {
+			w.expect(fmt.Sprintf("0 CHANGES @%d PUT k%d=262145 bytes@%d", v+1, v, v+1))
+		}
+		w.stop()
+	})
+}
+
+// A span that is too large for the history ends the shard's watch, and no other.
+func TestALargeClearIsCompacted(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0, 1))
+		w.expect("0 BEGIN @0", "1 BEGIN @0")
+		b.commit(plain(0, put("k", "a"), op{kind: opClear, span: span{start: make([]byte, historyValueMax)}}))
+		w.expect("0 CHANGES @1 PUT k=a@1", "0 COMPACTED @2")
 		b.commit(plain(1, put("k", "a")))
 		w.expect("1 CHANGES @1 PUT k=a@1")
 		w.stop()
@@ -249,6 +323,21 @@ func TestAWatchBeginsWithTheKeys(t *testing.T) {
 		b.commit(plain(0, put("x1", large), put("x4", large)))
 		w = b.watch(from(flotillav1.WatchFrom_STATE, 0, 0))
 		w.expect("0 BEGIN @8", "0 STATE @8 PUT x1=262144 bytes@7", "0 STATE @8 PUT x3=d@4 PUT x4=262144 bytes@8", "0 STATE_END @8 PUT y=c@2")
+		w.stop()
+	})
+}
+
+// While the keys of one shard are read the others fall behind: they are told
+// before those of the next are.
+func TestShardsBeginWithTheirKeysOneByOne(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		b.commit(plain(0, put("k", "a")), plain(1, put("k", "b")))
+		w := b.watch(from(flotillav1.WatchFrom_STATE, 0, 0, 1))
+		synctest.Wait() // the first response is not taken
+		b.commit(plain(0, put("k", "c")))
+		w.expect("0 BEGIN @1", "0 STATE_END @1 PUT k=a@1", "0 CHANGES @2 PUT k=c@2", "1 BEGIN @1", "1 STATE_END @1 PUT k=b@1")
+		b.commit(plain(1, put("k", "d")))
+		w.expect("1 CHANGES @2 PUT k=d@2")
 		w.stop()
 	})
 }
@@ -287,6 +376,23 @@ func TestAWatchEndsAtADeposedLeader(t *testing.T) {
 	})
 }
 
+// A leader that sleeps does not notice that it is cut off from the others.
+func TestAWatchEndsWhereTheQuorumIsLost(t *testing.T) {
+	serve(t, func(t *testing.T, b *bench) {
+		w := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0))
+		w.expect("0 BEGIN @0")
+		b.lost.Store(true)
+		began := time.Now()
+		w.expect("NO_QUORUM 0")
+		if waited := time.Since(began); waited > 2*watchLeaderCheck {
+			t.Errorf("it took %v", waited)
+		}
+		b.watch(from(flotillav1.WatchFrom_NOW, 0, 0)).expect("NO_QUORUM 0")
+		b.lost.Store(false)
+		b.watch(from(flotillav1.WatchFrom_NOW, 0, 0)).expect("0 BEGIN @0")
+	})
+}
+
 func TestClosingEndsWatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, rigGroup, nil)
@@ -316,6 +422,7 @@ func TestWrongWatchesAreRefused(t *testing.T) {
 		for name, q := range map[string]*flotillav1.WatchRequest{
 			"no shard":            from(flotillav1.WatchFrom_NOW, 0),
 			"no such shard":       from(flotillav1.WatchFrom_NOW, 0, 4),
+			"too many":            from(flotillav1.WatchFrom_NOW, 0, 0, 1, 2, 3, 0),
 			"twice":               from(flotillav1.WatchFrom_NOW, 0, 1, 1),
 			"key elsewhere":       key("key3", "", 1-shardmap.Shard([]byte("key3"), 4)),
 			"key in two shards":   key("key3", "", 0, 1),
@@ -366,6 +473,32 @@ func TestAWatchGoesOnWhereTheShardMoves(t *testing.T) {
 		a.watch(from(flotillav1.WatchFrom_AFTER, 2, 0)).expect("0 COMPACTED @3")
 		a.watch(from(flotillav1.WatchFrom_AFTER, 3, 0)).expect("0 BEGIN @3", "0 CHANGES @4 PUT k=e@4")
 		at.stop()
+	})
+}
+
+// A shard that does not arrive is not waited for without end, and one whose
+// import is refused not at all.
+func TestAWatchOfAShardThatDoesNotArriveEnds(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		w.spoils(func(*flotillav1.PullRequest, *flotillav1.PullResponse) bool { return true })
+		w.begin(b, rigGroup, 0, 1, 1)
+		w.begin(b, rigGroup, 1, 2, 1)
+		began := time.Now()
+		at := b.watch(from(flotillav1.WatchFrom_NOW, 0, 0, 1))
+		time.Sleep(watchImportMax / 2)
+		in := b.shard(1)
+		b.commit(&move{kind: moveRefuse, shard: 1, id: in.move, generation: 1, attempt: 1, peer: rigGroup})
+		at.expect("1 MOVED @0 to 7")
+		if took := time.Since(began); took > watchImportMax*3/4 {
+			t.Errorf("a refused import is waited for %v", took)
+		}
+		at.expect("0 MOVED @0 to 7")
+		if took := time.Since(began); took < watchImportMax || took > watchImportMax+2*watchBeat {
+			t.Errorf("it took %v", took)
+		}
+		if err := <-at.ended; err != nil {
+			t.Errorf("the stream ended with %v", err)
+		}
 	})
 }
 

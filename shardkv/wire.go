@@ -124,6 +124,17 @@ func (c *checker) key(key []byte) []byte {
 	return key
 }
 
+// bounds checks those of a span. One may be a byte longer than a key: it is then
+// right behind the longest.
+func (c *checker) bounds(bounds ...[]byte) {
+	for _, b := range bounds {
+		c.bytes += len(b)
+		if len(b) > KeyBytesMax+1 {
+			c.fail("a bound of the keys has %d bytes: %d are allowed", len(b), KeyBytesMax+1)
+		}
+	}
+}
+
 func (c *checker) value(value []byte) []byte {
 	c.bytes += len(value)
 	if len(value) > ValueBytesMax {
@@ -166,7 +177,7 @@ func (c *checker) op(wire *flotillav1.Op) op {
 		return op{kind: opGet, key: c.key(w.Get.GetKey()), noValue: w.Get.GetNoValue()}
 	case *flotillav1.Op_Scan:
 		s := w.Scan
-		c.bytes += len(s.GetStart()) + len(s.GetEnd()) + len(s.GetPrefix())
+		c.bounds(s.GetStart(), s.GetEnd(), s.GetPrefix())
 		return op{kind: opScan, span: span{start: s.GetStart(), end: s.GetEnd(), prefix: s.GetPrefix(), limit: uint64(s.GetLimit()), keysOnly: s.GetKeysOnly(), countOnly: s.GetCountOnly()}}
 	}
 	c.writes = true
@@ -183,7 +194,7 @@ func (c *checker) op(wire *flotillav1.Op) op {
 		return op{kind: opExpire, key: c.key(w.Expire.GetKey()), ttl: w.Expire.GetTtlMs(), expireAt: c.time(w.Expire.GetExpireAtMs())}
 	case *flotillav1.Op_Clear:
 		s := w.Clear
-		c.bytes += len(s.GetStart()) + len(s.GetEnd()) + len(s.GetPrefix())
+		c.bounds(s.GetStart(), s.GetEnd(), s.GetPrefix())
 		return op{kind: opClear, span: span{start: s.GetStart(), end: s.GetEnd(), prefix: s.GetPrefix()}}
 	}
 	c.fail("unknown operation")

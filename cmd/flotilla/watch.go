@@ -140,33 +140,34 @@ func (f *watchFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer w.Close()
-	err = f.print(ctx, w, cmd.OutOrStdout())
-	fmt.Fprintf(cmd.ErrOrStderr(), "to go on: --from %s\n", tokenOf(w))
+	token, err := f.print(ctx, w, cmd.OutOrStdout())
+	fmt.Fprintf(cmd.ErrOrStderr(), "to go on: --from %s\n", base64.RawURLEncoding.EncodeToString(token))
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil // it was interrupted: that is how it ends
 	}
 	return err
 }
 
-func (f *watchFlags) print(ctx context.Context, w *client.Watcher, out io.Writer) error {
+// print prints events until one cannot be had or printed, and returns the token
+// behind the last one that was.
+func (f *watchFlags) print(ctx context.Context, w *client.Watcher, out io.Writer) (token []byte, err error) {
 	for {
+		token = w.Token() // an event that is not printed comes again
 		e, err := w.Next(ctx)
 		if err != nil {
-			return err
+			return w.Token(), err
 		}
 		if f.output != "json" {
 			err = printEvent(out, e)
 		} else {
 			line := toChangeJSON(e)
 			if f.tokens {
-				line.Token = tokenOf(w)
+				line.Token = base64.RawURLEncoding.EncodeToString(w.Token())
 			}
 			err = writeJSONLine(out, line)
 		}
 		if err != nil {
-			return err
+			return token, err
 		}
 	}
 }
-
-func tokenOf(w *client.Watcher) string { return base64.RawURLEncoding.EncodeToString(w.Token()) }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -77,9 +78,39 @@ func TestWatchPrintsALineAnEvent(t *testing.T) {
 		t.Errorf("it ends with %q and prints\n%s", complaint, got)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if last := s.watched[2]; last.Start != flotillav1.WatchFrom_AFTER || last.Version != 5 {
+	last := s.watched[2]
+	s.mu.Unlock()
+	if last.Start != flotillav1.WatchFrom_AFTER || last.Version != 5 {
 		t.Errorf("it asked for %v", last)
+	}
+}
+
+// fullDisk takes so many lines and no more.
+type fullDisk struct{ left int }
+
+func (d *fullDisk) Write(p []byte) (int, error) {
+	if d.left--; d.left < 0 {
+		return 0, errors.New("no space left")
+	}
+	return len(p), nil
+}
+
+// What was not printed is told again by who goes on.
+func TestWatchGoesOnBehindWhatItHasPrinted(t *testing.T) {
+	s := newKVStub(t)
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	complaints := new(bytes.Buffer)
+	if code := run(ctx, []string{"watch", "--server", s.addr, "k"}, nil, &fullDisk{left: 1}, complaints); code == exitOK {
+		t.Fatal("nobody has noticed that the disk is full")
+	}
+	_, token, _ := strings.Cut(complaints.String(), "to go on: --from ")
+	token, _, _ = strings.Cut(token, "\n")
+	run(ctx, []string{"watch", "--server", s.addr, "k", "--from", token}, nil, &fullDisk{}, complaints)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := s.watched[len(s.watched)-1]; len(s.watched) != 2 || last.Version != 6 {
+		t.Errorf("it goes on with %v after %s", last, complaints)
 	}
 }
 

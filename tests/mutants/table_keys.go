@@ -116,6 +116,12 @@ func keyMutants() []*mutant {
 			killers: by(shardkv, "TestAWatchEndsAtADeposedLeader"),
 		},
 		{
+			name:    "watch-goes-on-without-a-quorum",
+			breaks:  "a watch ends at a leader that is cut off, though it sleeps and does not notice",
+			changes: in("shardkv/watch.go", " && w.server.options.HasQuorum(w.group.id)\n", "\n"),
+			killers: by(shardkv, "TestAWatchEndsWhereTheQuorumIsLost"),
+		},
+		{
 			name:    "resume-skips-one",
 			breaks:  "a watch goes on behind the last event that was told",
 			changes: in("client/watch.go", "sh.start, sh.version = flotillav1.WatchFrom_AFTER, at-1", "sh.start, sh.version = flotillav1.WatchFrom_AFTER, at"),

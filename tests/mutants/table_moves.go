@@ -82,7 +82,7 @@ func moveMutants() []*mutant {
 		{
 			name:    "moved-before-all-was-told",
 			breaks:  "a watch is told that its shard moved when it was told all of it",
-			changes: in("shardkv/watch.go", "if w.unsettled && end {", "if w.unsettled {"),
+			changes: in("shardkv/watch.go", "if w.unsettled && end {\n\t\tw.endMoved", "if w.unsettled {\n\t\tw.endMoved"),
 			killers: by(shardkv, "TestALateWatchIsToldAllOfAShardThatLeft"),
 		},
 		{
