@@ -112,7 +112,7 @@ func moveMutants() []*mutant {
 		{
 			name:    "loads-balanced-for-ever",
 			breaks:  "shards move for loads only where that is worth it",
-			changes: in("shardctrler/load.go", "loadOver     = 1.25             // times the mean of the groups: a group with more has too much\n\tloadGain     = 0.10             // of what the busiest group has: by so much the most must become less", "loadOver = 1.0\n\tloadGain = 0"),
+			changes: in("shardctrler/plan_load.go", "loadOver     = 1.25             // times the mean of the groups: a group with more has too much\n\tloadGain     = 0.10             // of what the busiest group has: by so much the most must become less", "loadOver = 1.0\n\tloadGain = 0"),
 			killers: drawn(controller, "TestLoadsAreEvenedOut"),
 		},
 		{
