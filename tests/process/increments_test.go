@@ -64,27 +64,32 @@ func TestIncrementsThroughEverything(t *testing.T) {
 	defer disturbing.Wait()
 	disturbing.Go(func() { moveAbout(ctx, t, c, shards, name) })
 	kills := 0
+	var killed atomic.Bool // at least once, so that it may end
 	disturbing.Go(func() {
-		for wait(ctx, 4*time.Second) {
+		defer killed.Store(true)
+		for wait(ctx, 3*time.Second) {
 			victim, _ := busiest(t, c, c.servers())
 			c.nodes[victim].kill()
 			wait(ctx, time.Second)
 			c.start(victim)
 			c.waitReady(victim)
 			kills++
+			killed.Store(true)
 		}
 	})
 
-	var begun, failed atomic.Int64
+	var begun, acked, failed atomic.Int64
 	var counting sync.WaitGroup
 	began := time.Now()
 	for i := range callers {
 		counting.Go(func() {
-			for begun.Add(1) <= total {
+			for begun.Add(1) <= total || !killed.Load() {
 				call, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 				_, err := all[i%clients].Incr(call, name(rand.IntN(counters)), 1)
 				cancel()
-				if err != nil && failed.Add(1) <= 5 {
+				if err == nil {
+					acked.Add(1)
+				} else if failed.Add(1) <= 5 {
 					t.Errorf("an increment failed: %v", err)
 				}
 			}
@@ -107,11 +112,11 @@ func TestIncrementsThroughEverything(t *testing.T) {
 		}
 		sum += n
 	}
-	if sum != total {
-		t.Errorf("%d increments were made, the counters hold %d", total, sum)
+	if sum != acked.Load() || sum < total {
+		t.Errorf("%d increments were made, the counters hold %d", acked.Load(), sum)
 	}
 	moved, verified := listMoves(t, c)
-	t.Logf("%d increments in %v: %d connections cut, %d kills, %d of %d moves verified", total, took.Round(time.Second), cut.cuts.Load(), kills, verified, moved)
+	t.Logf("%d increments in %v: %d connections cut, %d kills, %d of %d moves verified", sum, took.Round(time.Second), cut.cuts.Load(), kills, verified, moved)
 	if verified < 3 || kills == 0 || cut.cuts.Load() < 10 {
 		t.Error("hardly anything was disturbed")
 	}
