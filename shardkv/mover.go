@@ -24,6 +24,7 @@ const (
 // What it knows beside what is applied is only what it has just heard; lost with
 // the leadership, that is asked for again.
 type mover struct {
+	began    time.Time // its turn
 	waits    bool      // for an answer, or for entries
 	retry    time.Time // nothing before
 	failures int       // in a row
@@ -114,7 +115,7 @@ const comparedPages = 64
 // turnServing reads back what is served, and then has the source's copy deleted.
 func (v *mover) turnServing(now time.Time, x *importStatus) moverAct {
 	if !v.serves {
-		*v = mover{serves: true, pause: v.pause, compared: x.in.compared}
+		*v = mover{began: v.began, serves: true, pause: v.pause, compared: x.in.compared}
 	}
 	h := v.heard
 	v.heard = nil

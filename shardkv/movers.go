@@ -20,11 +20,38 @@ type movers struct {
 	byKey map[moverKey]*mover
 	// groups are those with imports, or with requests that wait for one.
 	groups map[raft.GroupID]*group
-	wake   chan struct{} // has an element when something may have to be done
+	rests  map[raft.GroupID]time.Time // until when a group that took a shard in begins with no other
+	wake   chan struct{}              // has an element when something may have to be done
 }
 
 func newMovers() *movers {
-	return &movers{byKey: make(map[moverKey]*mover), groups: make(map[raft.GroupID]*group), wake: make(chan struct{}, 1)}
+	return &movers{byKey: make(map[moverKey]*mover), groups: make(map[raft.GroupID]*group), rests: make(map[raft.GroupID]time.Time), wake: make(chan struct{}, 1)}
+}
+
+// A group rests between moves for several times as long as the last one took
+// beyond what one takes when there is nothing else to do: what is served keeps most
+// of a busy machine, and an idle one is soon done with many.
+const (
+	restTimes = 10
+	restAfter = 20 * time.Millisecond
+	restMax   = time.Second
+)
+
+// begin is a mover of a group whose turn comes when the group has rested.
+func (m *movers) begin(id raft.GroupID, now time.Time) *mover {
+	v := &mover{began: now}
+	if rest := m.rests[id]; rest.After(now) {
+		v.began, v.retry = rest, rest
+	}
+	return v
+}
+
+// end drops a mover that is not needed here any more.
+func (m *movers) end(key moverKey, now time.Time) {
+	if over := now.Sub(m.byKey[key].began) - restAfter; over > 0 {
+		m.rests[key.group] = now.Add(min(restTimes*over, restMax))
+	}
+	delete(m.byKey, key)
 }
 
 // look has a group looked at soon, and from then on as long as it has imports.
@@ -126,9 +153,10 @@ func (s *Server) driveOnce(now time.Time) (wait time.Duration) {
 	defer s.movers.mu.Unlock()
 	for key := range s.movers.byKey {
 		if !present[key] {
-			delete(s.movers.byKey, key)
+			s.movers.end(key, now)
 		}
 	}
+	maps.DeleteFunc(s.movers.rests, func(_ raft.GroupID, until time.Time) bool { return !until.After(now) })
 	return wait
 }
 
@@ -145,7 +173,7 @@ func (s *Server) driveImport(host Host, g *group, key moverKey, x *importStatus,
 	s.movers.mu.Lock()
 	v := s.movers.byKey[key]
 	if v == nil {
-		v = new(mover)
+		v = s.movers.begin(g.id, now)
 		s.movers.byKey[key] = v
 	}
 	act := v.turn(now, x)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
+	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
 // TestAMoveConvergesAtAnyRate: the writers touch more than the target can take
@@ -110,5 +111,34 @@ func TestPace(t *testing.T) {
 	p.forgetPaces(now.Add(paceForgets + time.Millisecond))
 	if len(p.paces) != 0 || p.slows.Load() {
 		t.Error("it is not forgotten")
+	}
+}
+
+// TestAGroupRestsBetweenMoves, for long if the last one took long, and not at all
+// where there was nothing else to do.
+func TestAGroupRestsBetweenMoves(t *testing.T) {
+	now := time.Unix(1000, 0)
+	m := newMovers()
+	turn := func(shard shardmap.ShardID, took time.Duration) (waited time.Duration) {
+		key := moverKey{group: 2, shard: shard, move: 1}
+		m.byKey[key] = m.begin(2, now)
+		waited = max(0, m.byKey[key].retry.Sub(now))
+		now = now.Add(waited + took)
+		m.end(key, now)
+		return waited
+	}
+	for i, c := range []struct{ took, waited time.Duration }{
+		{restAfter, 0},
+		{restAfter + 30*time.Millisecond, 0},
+		{time.Minute, restTimes * 30 * time.Millisecond},
+		{restAfter, restMax},
+		{restAfter, 0},
+	} {
+		if got := turn(shardmap.ShardID(i), c.took); got != c.waited {
+			t.Errorf("move %d waited %v for its turn, not %v", i, got, c.waited)
+		}
+	}
+	if v := m.begin(3, now); v.retry.After(now) {
+		t.Error("another group rests too")
 	}
 }

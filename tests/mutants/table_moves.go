@@ -86,6 +86,12 @@ func moveMutants() []*mutant {
 			killers: by(shardkv, "TestALateWatchIsToldAllOfAShardThatLeft"),
 		},
 		{
+			name:    "moves-without-rest",
+			breaks:  "a busy group rests between the shards that it takes in",
+			changes: in("shardkv/movers.go", "v.began, v.retry = rest, rest", "v.began = rest"),
+			killers: by(shardkv, "TestAGroupRestsBetweenMoves"),
+		},
+		{
 			name:    "two-moves-of-a-shard",
 			breaks:  "a shard has one move at a time",
 			changes: in("shardctrler/moves.go", "if m, moving := d.movingShards()[c.Shard]; moving {", "if m, moving := d.movingShards()[c.Shard]; moving && m.Cancel {"),
