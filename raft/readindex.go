@@ -69,12 +69,13 @@ func (r *Raft) beginReadRound() {
 	r.answerRound() // a quorum of one needs nobody
 }
 
-// confirmRound notes that a follower was with us when it heard the round.
+// confirmRound notes that a follower was with us when it heard the round. What it
+// has said before may be enough by now: it was a learner then, and votes.
 func (r *Raft) confirmRound(p *progress, round uint64) {
-	if round <= p.ackedRound {
+	if round <= p.ackedRound && len(r.leading.reads.confirming) == 0 {
 		return
 	}
-	p.ackedRound = round
+	p.ackedRound = max(p.ackedRound, round)
 	r.answerRound()
 }
 
