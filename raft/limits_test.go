@@ -436,3 +436,38 @@ func TestMembershipCodec(t *testing.T) {
 		}
 	}
 }
+
+// A round that a learner has confirmed is enough as soon as it votes: what it has
+// said before counts, and a round that nobody answers would hold up all reads.
+func TestARoundIsCountedAnewWhenALearnerVotes(t *testing.T) {
+	g := led(t, 2)
+	g.add(members(3)[0], raft.Membership{})
+	_, _, err := g.core(1).ProposeMembership(members(1, 2), members(3))
+	g.must(err)
+	g.settle()
+	g.cut[[2]raft.ReplicaID{2, 1}], g.lost = true, nil
+	_, _, err = g.core(1).ProposeMembership(members(1, 3), nil)
+	g.must(err)
+	g.settle()
+	late := g.lost // 2 has the joint membership, and says so later
+	g.cut[[2]raft.ReplicaID{1, 2}] = true
+	g.must(g.core(1).ReadIndex(7))
+	g.settle()
+	if rs := g.r(1).Reads; len(rs) != 0 {
+		t.Fatalf("answers %+v without the majority that goes", rs)
+	}
+	g.join()
+	for _, m := range late {
+		g.deliver(m)
+	}
+	g.isolate(2)
+	g.settle()
+	g.tick(1, 2)
+	g.settle()
+	if s := g.core(1).Status(); len(s.Membership.Outgoing) > 0 {
+		t.Fatalf("the membership is still %+v", s.Membership)
+	}
+	if rs := g.r(1).Reads; len(rs) != 1 || !rs[0].OK {
+		t.Errorf("answers %+v though both voters confirmed the round", rs)
+	}
+}

@@ -184,10 +184,9 @@ func (m *meter) load(group raft.GroupID, term raft.Term, now time.Time, keys boo
 		}
 	}
 	w := &flotillav1.GroupLoad{Group: uint64(group), MeasuredMs: m.at.Sub(m.since).Milliseconds()}
-	part, sum := m.part(), 0.0
+	part := m.part()
 	for _, s := range m.all {
 		reads, writes := s.averages[0].sum/part, s.averages[1].sum/part
-		sum += reads + writes
 		if reads+writes < 0.5 {
 			continue
 		}
@@ -197,7 +196,6 @@ func (m *meter) load(group raft.GroupID, term raft.Term, now time.Time, keys boo
 		}
 		w.Shards = append(w.Shards, line)
 	}
-	w.RequestsPerS = rounded(sum)
 	return w
 }
 

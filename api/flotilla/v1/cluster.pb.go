@@ -1421,9 +1421,8 @@ func (x *NodeReport) GetLoads() []*GroupLoad {
 type GroupLoad struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
-	MeasuredMs    int64                  `protobuf:"varint,2,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"`         // for how long it has been counting
-	Shards        []*ShardLoad           `protobuf:"bytes,3,rep,name=shards,proto3" json:"shards,omitempty"`                                    // ascending; those with a request in two seconds or more
-	RequestsPerS  uint64                 `protobuf:"varint,4,opt,name=requests_per_s,json=requestsPerS,proto3" json:"requests_per_s,omitempty"` // of all its shards
+	MeasuredMs    int64                  `protobuf:"varint,2,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"` // for how long it has been counting
+	Shards        []*ShardLoad           `protobuf:"bytes,3,rep,name=shards,proto3" json:"shards,omitempty"`                            // ascending; those with a request in two seconds or more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1477,13 +1476,6 @@ func (x *GroupLoad) GetShards() []*ShardLoad {
 		return x.Shards
 	}
 	return nil
-}
-
-func (x *GroupLoad) GetRequestsPerS() uint64 {
-	if x != nil {
-		return x.RequestsPerS
-	}
-	return 0
 }
 
 // ShardLoad is a shard's part of it, smoothed over some seconds.
@@ -3884,13 +3876,12 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\vwaiting_for\x18\a \x03(\tR\n" +
 	"waitingFor\x12-\n" +
 	"\x05moves\x18\b \x03(\v2\x17.flotilla.v1.MoveReportR\x05moves\x12,\n" +
-	"\x05loads\x18\t \x03(\v2\x16.flotilla.v1.GroupLoadR\x05loads\"\x98\x01\n" +
+	"\x05loads\x18\t \x03(\v2\x16.flotilla.v1.GroupLoadR\x05loads\"r\n" +
 	"\tGroupLoad\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x1f\n" +
 	"\vmeasured_ms\x18\x02 \x01(\x03R\n" +
 	"measuredMs\x12.\n" +
-	"\x06shards\x18\x03 \x03(\v2\x16.flotilla.v1.ShardLoadR\x06shards\x12$\n" +
-	"\x0erequests_per_s\x18\x04 \x01(\x04R\frequestsPerS\"\xb3\x01\n" +
+	"\x06shards\x18\x03 \x03(\v2\x16.flotilla.v1.ShardLoadR\x06shards\"\xb3\x01\n" +
 	"\tShardLoad\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x1e\n" +
 	"\vreads_per_s\x18\x02 \x01(\x04R\treadsPerS\x12 \n" +
