@@ -34,8 +34,18 @@ func (c *cluster) shards() (all []replicas.Shard, err error) {
 }
 
 // sameReplicas compares what the members of each group hold, each in its own
-// state.
+// state. All is compared again where a replica or a shard has been moved in the
+// midst of it, or where they differ: a write that nobody waited for to the end
+// may have come in between, but what has come apart stays so.
 func sameReplicas(c *cluster) (keys int, err error) {
+	err = eventually(convergeIn, func() error {
+		keys, err = sameGroups(c)
+		return err
+	})
+	return keys, err
+}
+
+func sameGroups(c *cluster) (keys int, err error) {
 	all, err := c.shards()
 	if err != nil {
 		return 0, err

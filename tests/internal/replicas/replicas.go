@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 )
@@ -38,9 +39,14 @@ func Digest(ctx context.Context, kv flotillav1.KVClient, shards []Shard) (digest
 	return fmt.Sprintf("%x", hash.Sum(nil)), keys, nil
 }
 
+// leaderWithin is how long a replica may be without a leader. One that does not
+// serve for longer is not there, or not any more.
+const leaderWithin = 10 * time.Second
+
 // page reads one page of a shard. Only a replica that has lost its leader for a
 // moment is asked again.
 func page(ctx context.Context, kv flotillav1.KVClient, s Shard, start []byte) (*flotillav1.Result, error) {
+	began := time.Now()
 	for {
 		response, err := kv.Do(ctx, FollowerScan(s, start))
 		switch {
@@ -48,7 +54,7 @@ func page(ctx context.Context, kv flotillav1.KVClient, s Shard, start []byte) (*
 			return nil, fmt.Errorf("read shard %d of group %d: %w", s.Shard, s.Group, err)
 		case response.Code == flotillav1.Code_OK:
 			return response.Results[0], nil
-		case response.Code != flotillav1.Code_NOT_LEADER && response.Code != flotillav1.Code_UNAVAILABLE:
+		case response.Code != flotillav1.Code_NOT_LEADER && response.Code != flotillav1.Code_UNAVAILABLE || time.Since(began) > leaderWithin:
 			return nil, fmt.Errorf("read shard %d of group %d: %v %s", s.Shard, s.Group, response.Code, response.Message)
 		}
 	}
