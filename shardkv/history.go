@@ -428,9 +428,10 @@ func (r *historyReader) read(buf []byte, shards []shardmap.ShardID, look func(sh
 	return buf[:n], r.offset+uint64(n) == h.end
 }
 
-// Changes visits what a replica's history holds from an offset on, encoded, and
-// returns the next offset: for those who compare replicas.
-func (s *Server) Changes(key raft.ReplicaKey, from uint64, visit func(shard shardmap.ShardID, version uint64, change []byte)) (next uint64) {
+// Changes visits what a replica's history holds from an offset on, and returns the
+// next offset: for those who compare replicas. A change is its value, nil if that
+// was not kept, and all else that is told of it, encoded.
+func (s *Server) Changes(key raft.ReplicaKey, from uint64, visit func(shard shardmap.ShardID, version uint64, head, value []byte)) (next uint64) {
 	g := s.group(key.Group)
 	if g == nil || g.replica.ID() != key {
 		return from
@@ -445,7 +446,12 @@ func (s *Server) Changes(key raft.ReplicaKey, from uint64, visit func(shard shar
 				break
 			}
 			size := len(b) - len(rest)
-			visit(e.shard, e.version, b[:size])
+			b[4] &^= eventLarge
+			value := e.value
+			if e.large {
+				value = nil
+			}
+			visit(e.shard, e.version, b[4:eventHead+len(e.key)], value)
 			r.offset += uint64(size)
 			b = rest
 		}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"hash/fnv"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
@@ -16,13 +17,13 @@ type stateChecker struct {
 	w       *world
 	digests map[raft.GroupID]map[raft.Index]digest
 	owners  map[owned]raft.GroupID
-	decided shardctrler.DecisionID          // through which decisions were taken again
-	changes map[change]uint64               // a hash of each
+	decided shardctrler.DecisionID // through which decisions were taken again
+	changes map[changeID]told
 	seen    map[*shardkv.Server]seenChanges // the servers' lives end, and their histories with them
 }
 
-// change is a write of a shard, under its version.
-type change struct {
+// changeID is a write of a shard, under its version.
+type changeID struct {
 	shard   shardmap.ShardID
 	version uint64
 }
@@ -41,7 +42,7 @@ type owned struct{ shard, generation uint64 }
 
 func newStateChecker(w *world) stateChecker {
 	return stateChecker{w: w, digests: make(map[raft.GroupID]map[raft.Index]digest), owners: make(map[owned]raft.GroupID),
-		changes: make(map[change]uint64), seen: make(map[*shardkv.Server]seenChanges)}
+		changes: make(map[changeID]told), seen: make(map[*shardkv.Server]seenChanges)}
 }
 
 // compare holds all replicas of a node against what others held at the same
@@ -86,15 +87,32 @@ func (c *stateChecker) compareChanges(n *node, key raft.ReplicaKey) {
 	if c.seen[n.kv] == nil {
 		c.seen[n.kv] = make(seenChanges)
 	}
-	c.seen[n.kv][key] = n.kv.Changes(key, c.seen[n.kv][key], func(shard shardmap.ShardID, version uint64, told []byte) {
-		h := fnv.New64a()
-		h.Write(told)
-		at := change{shard, version}
-		if first, known := c.changes[at]; known && first != h.Sum64() {
+	c.seen[n.kv][key] = n.kv.Changes(key, c.seen[n.kv][key], func(shard shardmap.ShardID, version uint64, head, value []byte) {
+		at := changeID{shard, version}
+		now, first := told{head: sum(head)}, c.changes[at]
+		if value != nil {
+			now.value = sum(value)
+		}
+		if !first.agrees(now) {
 			c.w.fail("Equal Histories", "shard %d version %d: node %d has another change of group %d than was seen before", shard, version, n.place, key.Group)
 		}
-		c.changes[at] = h.Sum64()
+		c.changes[at] = told{now.head, cmp.Or(first.value, now.value)}
 	})
+}
+
+// told is what is known of a change; 0: nothing.
+type told struct{ head, value uint64 }
+
+// agrees tells whether both can be of one change: how much a replica takes in at
+// once decides of which values it has none.
+func (t told) agrees(now told) bool {
+	return (t.head == 0 || t.head == now.head) && (t.value == 0 || now.value == 0 || t.value == now.value)
+}
+
+func sum(b []byte) uint64 {
+	h := fnv.New64a()
+	h.Write(b)
+	return h.Sum64()
 }
 
 func digestOf(r *statestore.Replica) (raft.Index, uint64, error) {
