@@ -244,7 +244,7 @@ func (m *Machine) beginExport(c *move, sh *heldShard) *answer {
 		return refused("shard %d is at generation %d and has seen migration %d", sh.id, sh.generation, sh.move)
 	}
 	sh.state, sh.move, sh.peer, sh.begun = shardExporting, c.id, c.peer, m.notes.index
-	sh.export, m.exports = new(export), true
+	sh.export, m.exports = &export{begunAt: m.clock()}, true
 	m.save(sh)
 	return new(answer)
 }

@@ -24,7 +24,7 @@ const (
 // What it knows beside what is applied is only what it has just heard; lost with
 // the leadership, that is asked for again.
 type mover struct {
-	began    time.Time // its turn
+	began    time.Time // when the source had begun; zero: it has not
 	waits    bool      // for an answer, or for entries
 	retry    time.Time // nothing before
 	failures int       // in a row
@@ -245,6 +245,9 @@ func (v *mover) answered(now time.Time, q *flotillav1.PullRequest, r *flotillav1
 		v.failed(now, "the leader of group %d to apply the hand-off", q.GetGroup())
 	default:
 		v.succeeded()
+		if v.began.IsZero() {
+			v.began = now
+		}
 		if v.total = r.GetTotal(); r.GetHanded() != nil {
 			v.handedAt = now.Add(-time.Duration(r.GetHanded().GetAgoUs()) * time.Microsecond)
 		}

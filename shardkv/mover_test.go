@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/raft/multiraft"
 	"github.com/flotilla-kv/flotilla/shardctrler/shardmap"
 )
 
@@ -274,6 +276,158 @@ func TestWhoComesEarlyWaits(t *testing.T) {
 			})
 		})
 	}
+}
+
+// gateHost keeps Activate, and all that is proposed behind it.
+type gateHost struct {
+	Host
+	mu   sync.Mutex // guards what follows
+	kept []func(lost error)
+}
+
+func (h *gateHost) Propose(g raft.GroupID, command []byte, done func(multiraft.Result)) {
+	h.propose(command, done, func() { h.Host.Propose(g, command, done) })
+}
+
+func (h *gateHost) ProposeUrgent(g raft.GroupID, command []byte, done func(multiraft.Result)) {
+	h.propose(command, done, func() { h.Host.ProposeUrgent(g, command, done) })
+}
+
+func (h *gateHost) propose(command []byte, done func(multiraft.Result), pass func()) {
+	c, err := decodeCommand(command, nil)
+	if err != nil {
+		panic(err)
+	}
+	h.mu.Lock()
+	m, is := c.(*move)
+	keep := is && m.kind == moveActivate || len(h.kept) > 0
+	if keep {
+		h.kept = append(h.kept, func(lost error) {
+			if lost != nil {
+				done(multiraft.Result{Err: lost})
+				return
+			}
+			pass()
+		})
+	}
+	h.mu.Unlock()
+	if !keep {
+		pass()
+	}
+}
+
+func (h *gateHost) waiting() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.kept)
+}
+
+// open lets pass what was kept, but for the first if that is lost.
+func (h *gateHost) open(lost error) {
+	h.mu.Lock()
+	kept := h.kept
+	h.kept = nil
+	h.mu.Unlock()
+	for i, f := range kept {
+		if i > 0 {
+			lost = nil
+		}
+		f(lost)
+	}
+}
+
+// TestWritesFollowActivate: who waits to write is in the log right behind it, and
+// so is who comes then; who waits to read is answered when it is applied. Where it
+// is lost they change nothing.
+func TestWritesFollowActivate(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		gate := &gateHost{Host: b.host}
+		b.server.Attach(gate)
+		var hold atomic.Bool
+		w.spoils(func(q *flotillav1.PullRequest, _ *flotillav1.PullResponse) bool {
+			return q.Want == flotillav1.PullRequest_WANT_TOUCHED && hold.Load()
+		})
+		hold.Store(true)
+		w.begin(b, rigGroup, 0, 1, 1)
+		answers := make(map[string]*flotillav1.Response)
+		var mu sync.Mutex
+		var calls sync.WaitGroup
+		call := func(name string, seq uint64, op *flotillav1.Op) {
+			q := ask(op)
+			q.Group, q.TimeoutMs = uint64(otherGroup), 5000
+			if seq != 0 {
+				q.Session = &flotillav1.Session{ClientId: 7, BirthMs: epochNow, Seq: seq, Lowest: 1}
+			}
+			calls.Go(func() {
+				r := b.do(q)
+				mu.Lock()
+				defer mu.Unlock()
+				answers[name] = r
+			})
+			synctest.Wait()
+		}
+		want := func(when string, all map[string]flotillav1.Code) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			for name, r := range answers {
+				if code, is := all[name]; !is || r.GetCode() != code {
+					t.Fatalf("%s, %s was answered %v %s", when, name, r.GetCode(), r.GetMessage())
+				}
+			}
+			if len(answers) != len(all) {
+				t.Fatalf("%s, %d are answered", when, len(answers))
+			}
+			clear(answers)
+		}
+		call("early", 1, wireIncr(keyIn(0)))
+		call("read", 0, wireGet(keyIn(0)))
+		want("before", nil)
+		hold.Store(false)
+		w.until("Activate is proposed", func() bool { return gate.waiting() > 0 })
+		synctest.Wait()
+		if n := gate.waiting(); n != 2 {
+			t.Fatalf("%d entries wait, not Activate and a write", n)
+		}
+		call("behind", 2, wireIncr(keyIn(0)))
+		if n := gate.waiting(); n != 3 {
+			t.Fatalf("%d entries wait, not Activate and two writes", n)
+		}
+		want("while it is not decided", nil)
+		gate.open(multiraft.ErrNotLeader)
+		want("when it is lost", map[string]flotillav1.Code{"early": flotillav1.Code_MOVED, "behind": flotillav1.Code_MOVED})
+
+		call("again", 1, wireIncr(keyIn(0)))
+		call("again too", 2, wireIncr(keyIn(0)))
+		w.until("Activate is proposed again", func() bool { return gate.waiting() > 0 })
+		want("while it is not decided again", nil)
+		gate.open(nil)
+		want("then", map[string]flotillav1.Code{"read": flotillav1.Code_OK, "again": flotillav1.Code_OK, "again too": flotillav1.Code_OK})
+		q := ask(wireGet(keyIn(0)))
+		q.Group = uint64(otherGroup)
+		if r := b.want(b.do(q), flotillav1.Code_OK); string(r.Results[0].Value) != "2" {
+			t.Errorf("two increments make %q", r.Results[0].Value)
+		}
+		calls.Wait()
+	})
+}
+
+// TestTheSourceRestsToo: a group that has just moved a shard under load does not
+// begin to give another away.
+func TestTheSourceRestsToo(t *testing.T) {
+	serveTwo(t, func(w *twoGroups, a, b *bench) {
+		a.server.movers.gaveAway(rigGroup, time.Now().Add(-restAfter-30*time.Millisecond), time.Now())
+		began := time.Now()
+		w.begin(b, rigGroup, 0, 1, 1)
+		w.until("it is served", func() bool { return b.shard(0).state == shardOwned })
+		if took := time.Since(began); took < restTimes*30*time.Millisecond {
+			t.Errorf("it was moved after %v", took)
+		}
+		if m := b.server.movers; m.resting(otherGroup, time.Now()) > restMax/2 {
+			t.Errorf("the target rests for %v: the rest of the source counts as a move", m.resting(otherGroup, time.Now()))
+		}
+	})
 }
 
 // TestWhatIsStoredIsReadBack: a value that was replaced behind the store's back,

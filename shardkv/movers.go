@@ -20,7 +20,7 @@ type movers struct {
 	byKey map[moverKey]*mover
 	// groups are those with imports, or with requests that wait for one.
 	groups map[raft.GroupID]*group
-	rests  map[raft.GroupID]time.Time // until when a group that took a shard in begins with no other
+	rests  map[raft.GroupID]time.Time // until when a group that took a shard in, or gave one away, begins with no other
 	wake   chan struct{}              // has an element when something may have to be done
 }
 
@@ -28,30 +28,44 @@ func newMovers() *movers {
 	return &movers{byKey: make(map[moverKey]*mover), groups: make(map[raft.GroupID]*group), rests: make(map[raft.GroupID]time.Time), wake: make(chan struct{}, 1)}
 }
 
-// A group rests between moves for several times as long as the last one took
-// beyond what one takes when there is nothing else to do: what is served keeps most
-// of a busy machine, and an idle one is soon done with many.
+// A group rests between moves, at either end, for several times as long as the last
+// one took beyond what one takes when there is nothing else to do: what is served
+// keeps most of a busy machine, and an idle one is soon done with many.
 const (
-	restTimes = 10
-	restAfter = 20 * time.Millisecond
+	restTimes = 20
+	restAfter = 10 * time.Millisecond
 	restMax   = time.Second
 )
 
 // begin is a mover of a group whose turn comes when the group has rested.
-func (m *movers) begin(id raft.GroupID, now time.Time) *mover {
-	v := &mover{began: now}
-	if rest := m.rests[id]; rest.After(now) {
-		v.began, v.retry = rest, rest
-	}
-	return v
-}
+func (m *movers) begin(id raft.GroupID) *mover { return &mover{retry: m.rests[id]} }
 
 // end drops a mover that is not needed here any more.
 func (m *movers) end(key moverKey, now time.Time) {
-	if over := now.Sub(m.byKey[key].began) - restAfter; over > 0 {
-		m.rests[key.group] = now.Add(min(restTimes*over, restMax))
-	}
+	m.noteRest(key.group, m.byKey[key].began, now)
 	delete(m.byKey, key)
+}
+
+// noteRest has a group rest after a move that began at a moment; zero: it did
+// not, or not here.
+func (m *movers) noteRest(id raft.GroupID, began, now time.Time) {
+	if over := now.Sub(began) - restAfter; over > 0 && !began.IsZero() {
+		m.rests[id] = now.Add(min(restTimes*over, restMax))
+	}
+}
+
+// gaveAway has a group rest that began to give a shard away at a moment.
+func (m *movers) gaveAway(id raft.GroupID, began, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.noteRest(id, began, now)
+}
+
+// resting is how long a group still rests.
+func (m *movers) resting(id raft.GroupID, now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rests[id].Sub(now)
 }
 
 // look has a group looked at soon, and from then on as long as it has imports.
@@ -173,7 +187,7 @@ func (s *Server) driveImport(host Host, g *group, key moverKey, x *importStatus,
 	s.movers.mu.Lock()
 	v := s.movers.byKey[key]
 	if v == nil {
-		v = s.movers.begin(g.id, now)
+		v = s.movers.begin(g.id)
 		s.movers.byKey[key] = v
 	}
 	act := v.turn(now, x)
@@ -185,7 +199,7 @@ func (s *Server) driveImport(host Host, g *group, key moverKey, x *importStatus,
 			s.moverHears(func(now time.Time) { v.answered(now, act.ask, r) })
 		})
 	case act.entries != nil:
-		s.proposeEntries(host, g, v, act.entries)
+		s.proposeEntries(host, g, v, act.entries, now)
 	case act.compare != nil || act.addUp:
 		s.aside(func() {
 			differs, err := s.readBack(g, key, act.compare)
@@ -246,11 +260,19 @@ func (s *Server) aside(f func()) {
 	s.scans.add(f)
 }
 
-// proposeEntries has entries of a move committed, in order.
-func (s *Server) proposeEntries(host Host, g *group, v *mover, entries []*move) {
+// proposeEntries has entries of a move committed, in order. What waits to be
+// written follows Activate at once.
+func (s *Server) proposeEntries(host Host, g *group, v *mover, entries []*move, now time.Time) {
 	left, applied := len(entries), true
+	last := entries[len(entries)-1]
+	if last.kind == moveActivate {
+		g.parking.open(last.shard)
+	}
 	for _, c := range entries {
 		host.ProposeUrgent(g.id, encodeCommand(c), func(res multiraft.Result) {
+			if c.kind == moveActivate {
+				g.parking.shut(c.shard)
+			}
 			s.moverHears(func(now time.Time) {
 				a, ok := res.Value.(*answer)
 				applied = applied && res.Err == nil && ok && a.refused == flotillav1.Code_OK
@@ -259,6 +281,9 @@ func (s *Server) proposeEntries(host Host, g *group, v *mover, entries []*move) 
 				}
 			})
 		})
+	}
+	if last.kind == moveActivate {
+		s.release(g, now)
 	}
 }
 

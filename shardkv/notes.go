@@ -182,8 +182,8 @@ type export struct {
 	base  *baseScan  // nil: not begun
 	since copyDigest // the difference to the base
 	void  bool       // all keys were cleared since: those of the base do not count
-	// handedAt is when this replica applied HandOff; zero: in an earlier life.
-	handedAt time.Time
+	// When this replica applied BeginExport and HandOff; zero: in an earlier life.
+	begunAt, handedAt time.Time
 }
 
 // digest is that of the copy as it is; false: the base is not added up yet.
@@ -233,8 +233,7 @@ func (m *Machine) countExports() error {
 func (m *Machine) countAnew() {
 	for _, sh := range m.order {
 		if sh.export != nil && sh.export.base != nil && sh.export.base.failed.Load() {
-			handed := sh.export.handedAt
-			sh.export = &export{handedAt: handed}
+			sh.export = &export{begunAt: sh.export.begunAt, handedAt: sh.export.handedAt}
 			m.exports = true
 		}
 	}

@@ -121,9 +121,17 @@ func TestAGroupRestsBetweenMoves(t *testing.T) {
 	m := newMovers()
 	turn := func(shard shardmap.ShardID, took time.Duration) (waited time.Duration) {
 		key := moverKey{group: 2, shard: shard, move: 1}
-		m.byKey[key] = m.begin(2, now)
-		waited = max(0, m.byKey[key].retry.Sub(now))
-		now = now.Add(waited + took)
+		v := m.begin(2)
+		m.byKey[key] = v
+		waited = max(0, v.retry.Sub(now))
+		if rest := max(0, m.resting(2, now)); rest != waited {
+			t.Errorf("it may give nothing away for %v and take nothing in for %v", rest, waited)
+		}
+		now = now.Add(waited)
+		if took > 0 {
+			v.answered(now, new(flotillav1.PullRequest), &flotillav1.PullResponse{Checksum: itemsChecksum(nil)})
+		}
+		now = now.Add(took)
 		m.end(key, now)
 		return waited
 	}
@@ -132,13 +140,18 @@ func TestAGroupRestsBetweenMoves(t *testing.T) {
 		{restAfter + 30*time.Millisecond, 0},
 		{time.Minute, restTimes * 30 * time.Millisecond},
 		{restAfter, restMax},
+		{0, 0}, // its source never began
 		{restAfter, 0},
 	} {
 		if got := turn(shardmap.ShardID(i), c.took); got != c.waited {
 			t.Errorf("move %d waited %v for its turn, not %v", i, got, c.waited)
 		}
 	}
-	if v := m.begin(3, now); v.retry.After(now) {
+	m.gaveAway(2, now.Add(-restAfter-30*time.Millisecond), now)
+	if got := m.resting(2, now); got != restTimes*30*time.Millisecond {
+		t.Errorf("who gave a shard away rests for %v", got)
+	}
+	if m.begin(3).retry.After(now) || m.resting(3, now) > 0 {
 		t.Error("another group rests too")
 	}
 }

@@ -27,7 +27,10 @@ type parking struct {
 	parked []parkedCall
 	bytes  int
 	paces  map[shardmap.ShardID]*pace
-	closed bool
+	// opening are the shards whose Activate is proposed. Writes need not wait for
+	// it: they go into the log behind it.
+	opening map[shardmap.ShardID]struct{}
+	closed  bool
 }
 
 type parkedCall struct {
@@ -62,7 +65,7 @@ func (s *Server) parkIn(g *group, c parkedCall, keep func() func()) bool {
 		}
 	}
 	x, importing := g.machine.movesNow().importing(c.shard) // after this lock was taken nobody releases what he does not see
-	if !importing || x.record.state != shardImporting {
+	if !importing || x.record.state != shardImporting || p.goesBehind(&c) {
 		return false
 	}
 	if p.closed {
@@ -83,13 +86,13 @@ func (s *Server) parkIn(g *group, c parkedCall, keep func() func()) bool {
 // whose time has come, in the order in which they came, and answers "busy" to
 // those that have waited too long. It tells when to look again; 0: no need.
 func (s *Server) release(g *group, now time.Time) (wait time.Duration) {
-	var free []parkedCall
+	var free, late []parkedCall
 	p := &g.parking
 	p.mu.Lock()
 	moves := g.machine.movesNow()
 	kept := p.parked[:0]
 	for _, c := range p.parked {
-		if c.stays(now, moves) && !p.paceEnded(&c) {
+		if c.stays(now, moves) && !p.paceEnded(&c) && !p.goesBehind(&c) {
 			kept = append(kept, c)
 			continue
 		}
@@ -97,7 +100,11 @@ func (s *Server) release(g *group, now time.Time) (wait time.Duration) {
 		if x := p.paces[c.shard]; x != nil && !c.until.IsZero() {
 			x.queued--
 		}
-		if !c.call.answered.Load() { // its time was up
+		switch x, importing := moves.importing(c.shard); {
+		case c.call.answered.Load(): // its time was up
+		case c.until.IsZero() && importing && x.record.state == shardImporting && !p.goesBehind(&c):
+			late = append(late, c)
+		default:
 			free = append(free, c)
 		}
 	}
@@ -111,14 +118,37 @@ func (s *Server) release(g *group, now time.Time) (wait time.Duration) {
 		wait = moveLook
 	}
 	p.mu.Unlock()
+	for _, c := range late {
+		s.answer(c.call, busy("shard %d is moving here and is not served yet", c.shard))
+	}
 	for _, c := range free {
-		if x, importing := moves.importing(c.shard); c.until.IsZero() && importing && x.record.state == shardImporting {
-			s.answer(c.call, busy("shard %d is moving here and is not served yet", c.shard))
-			continue
-		}
 		c.goOn()
 	}
 	return wait
+}
+
+// goesBehind tells whether a request is a write that goes into the log behind
+// its shard's Activate. If that is not applied, it is refused where it is.
+func (p *parking) goesBehind(c *parkedCall) bool {
+	_, opens := p.opening[c.shard]
+	return opens && c.call.changes && c.until.IsZero()
+}
+
+// open lets writes of a shard go behind its Activate until they are shut out.
+func (p *parking) open(shard shardmap.ShardID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.opening == nil {
+		p.opening = make(map[shardmap.ShardID]struct{})
+	}
+	p.opening[shard] = struct{}{}
+}
+
+// shut ends what open began: Activate is decided.
+func (p *parking) shut(shard shardmap.ShardID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.opening, shard)
 }
 
 // paceEnded tells whether a request waits for a pace that is none any more.

@@ -81,7 +81,11 @@ func (s *Server) pull(q *flotillav1.PullRequest, later func(func()), done func(*
 	case flotillav1.PullRequest_WANT_TAKE_BACK:
 		p.decide(moveTakeBack, ok)
 	case flotillav1.PullRequest_WANT_DELETE:
-		p.decide(moveDeleteCopy, ok)
+		x, _ := g.machine.movesNow().exporting(shardmap.ShardID(q.GetShard()))
+		p.decide(moveDeleteCopy, func() {
+			s.movers.gaveAway(g.id, x.export.begunAt, s.now())
+			ok()
+		})
 	case flotillav1.PullRequest_WANT_SCAN, flotillav1.PullRequest_WANT_TOUCHED, flotillav1.PullRequest_WANT_HAND_OFF:
 		p.page()
 	default:
@@ -106,6 +110,10 @@ func (p *pulled) page() {
 			read()
 		})
 	case !known && p.GetWant() == flotillav1.PullRequest_WANT_SCAN:
+		if rest := p.server.movers.resting(p.group.id, p.server.now()); rest > 0 {
+			p.done(&flotillav1.PullResponse{Code: flotillav1.Code_BUSY, Message: fmt.Sprintf("the group rests for %v since it last moved a shard", rest.Round(time.Millisecond))})
+			return
+		}
 		p.decide(moveBeginExport, read)
 	case known && x.export.base != nil && x.export.base.failed.Load():
 		p.decide(moveBeginExport, read) // it changes nothing, but as an entry it has the copy added up again

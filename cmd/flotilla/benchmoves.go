@@ -32,11 +32,18 @@ type movesResult struct {
 	PauseMaxUs int64 `json:"pause_max_us"`
 	GapP50us   int64 `json:"gap_p50_us"`
 	GapMaxUs   int64 `json:"gap_max_us"`
-	// Requests per second before the moves and while they go on.
+	// That time in spans of gapSpan before the moves: so long nobody is answered
+	// anyhow.
+	GapBeforeP50us int64 `json:"gap_before_p50_us"`
+	GapBeforeMaxUs int64 `json:"gap_before_max_us"`
+	// Requests per second before the moves, while they go on, and after them: a
+	// store that fills becomes slower by itself.
 	ShardBefore  float64 `json:"shard_ops_per_s_before"`
 	ShardDuring  float64 `json:"shard_ops_per_s_during"`
+	ShardAfter   float64 `json:"shard_ops_per_s_after"`
 	OthersBefore float64 `json:"others_ops_per_s_before"`
 	OthersDuring float64 `json:"others_ops_per_s_during"`
+	OthersAfter  float64 `json:"others_ops_per_s_after"`
 	Seconds      float64 `json:"seconds"` // that the moves took
 	MoveP50ms    int64   `json:"move_p50_ms"`
 	MoveMaxMs    int64   `json:"move_max_ms"`
@@ -45,6 +52,9 @@ type movesResult struct {
 
 // movingKeys is how many keys of the moving shard are counted in.
 const movingKeys = 256
+
+// gapSpan is about as long as a move takes.
+const gapSpan = 200 * time.Millisecond
 
 // duringMoves moves a shard to and fro while half of the clients write to it
 // alone, and the others to all others.
@@ -123,16 +133,19 @@ func (b *moveBench) run(ctx context.Context, groups []uint64) (r movesResult, er
 	defer stop()
 
 	b.rates() // from here on
-	if err := pause(ctx, b.Duration); err != nil {
+	if err := b.beforeMoves(ctx, &r); err != nil {
 		return r, err
 	}
-	r.ShardBefore, r.OthersBefore = b.rates()
 	began := time.Now()
 	if err := b.moves(ctx, groups, &r); err != nil {
 		return r, err
 	}
 	r.Seconds = time.Since(began).Seconds()
 	r.ShardDuring, r.OthersDuring = b.rates()
+	if err := pause(ctx, b.Duration); err != nil {
+		return r, err
+	}
+	r.ShardAfter, r.OthersAfter = b.rates()
 	stop()
 	loads.Wait()
 	var failure error
@@ -149,6 +162,21 @@ func (b *moveBench) run(ctx context.Context, groups []uint64) (r movesResult, er
 	}
 	r.Duplicated, r.Lost, err = b.counters.Check(ctx, read, before)
 	return r, err
+}
+
+// beforeMoves measures the load without any.
+func (b *moveBench) beforeMoves(ctx context.Context, r *movesResult) error {
+	var gaps []int64
+	for began := time.Now(); time.Since(began) < b.Duration; {
+		b.counters.Gap()
+		if err := pause(ctx, min(b.Duration, gapSpan)); err != nil {
+			return err
+		}
+		gaps = append(gaps, b.counters.Gap().Microseconds())
+	}
+	r.GapBeforeP50us, r.GapBeforeMaxUs = medianAndMost(gaps)
+	r.ShardBefore, r.OthersBefore = b.rates()
+	return nil
 }
 
 // keys of the shard that moves.
@@ -248,14 +276,18 @@ func printMovesResult(out io.Writer, r movesResult) error {
 	t := newTable(out, "", "p50", "max")
 	t.row("pause as moves say", micros(r.PauseP50us), micros(r.PauseMaxUs))
 	t.row("longest wait of clients", micros(r.GapP50us), micros(r.GapMaxUs))
+	t.row("the same without a move", micros(r.GapBeforeP50us), micros(r.GapBeforeMaxUs))
 	t.row("a move took", time.Duration(r.MoveP50ms)*time.Millisecond, time.Duration(r.MoveMaxMs)*time.Millisecond)
 	if err := t.flush(); err != nil {
 		return err
 	}
 	fmt.Fprintln(out)
-	t = newTable(out, "requests per second", "before", "during", "part")
-	t.row("on the moving shard", fmt.Sprintf("%.0f", r.ShardBefore), fmt.Sprintf("%.0f", r.ShardDuring), fmt.Sprintf("%.2f", r.ShardDuring/r.ShardBefore))
-	t.row("on the other shards", fmt.Sprintf("%.0f", r.OthersBefore), fmt.Sprintf("%.0f", r.OthersDuring), fmt.Sprintf("%.2f", r.OthersDuring/r.OthersBefore))
+	t = newTable(out, "requests per second", "before", "during", "after", "part")
+	rates := func(what string, before, during, after float64) {
+		t.row(what, fmt.Sprintf("%.0f", before), fmt.Sprintf("%.0f", during), fmt.Sprintf("%.0f", after), fmt.Sprintf("%.2f", 2*during/(before+after)))
+	}
+	rates("on the moving shard", r.ShardBefore, r.ShardDuring, r.ShardAfter)
+	rates("on the other shards", r.OthersBefore, r.OthersDuring, r.OthersAfter)
 	if err := t.flush(); err != nil {
 		return err
 	}

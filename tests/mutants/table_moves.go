@@ -88,8 +88,26 @@ func moveMutants() []*mutant {
 		{
 			name:    "moves-without-rest",
 			breaks:  "a busy group rests between the shards that it takes in",
-			changes: in("shardkv/movers.go", "v.began, v.retry = rest, rest", "v.began = rest"),
+			changes: in("shardkv/movers.go", "&mover{retry: m.rests[id]}", "new(mover)"),
 			killers: by(shardkv, "TestAGroupRestsBetweenMoves"),
+		},
+		{
+			name:    "moves-without-rest-at-the-source",
+			breaks:  "a busy group rests between the shards that it gives away",
+			changes: in("shardkv/source.go", "if rest := p.server.movers.resting(p.group.id, p.server.now()); rest > 0 {", "if rest := p.server.movers.resting(p.group.id, p.server.now()); rest > time.Hour {"),
+			killers: by(shardkv, "TestTheSourceRestsToo"),
+		},
+		{
+			name:    "writes-wait-for-activate",
+			breaks:  "what waits to be written follows Activate in the log at once",
+			changes: in("shardkv/parking.go", "return opens && c.call.changes && c.until.IsZero()", "return opens && c.call.changes && !c.until.IsZero()"),
+			killers: by(shardkv, "TestWritesFollowActivate"),
+		},
+		{
+			name:    "shut-out-forgotten",
+			breaks:  "writes go behind Activate only while that is proposed",
+			changes: in("shardkv/parking.go", "	delete(p.opening, shard)", ""),
+			killers: by(shardkv, "TestWritesFollowActivate"),
 		},
 		{
 			name:    "two-moves-of-a-shard",

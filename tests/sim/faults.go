@@ -150,15 +150,16 @@ func (w *world) damage(n *node) {
 	}
 }
 
-// cutLog ends a node and cuts one of its logs, if no other node still counts
-// for nothing because of such a cut.
+// cutLog ends a node and cuts one of its logs, if every group goes on without it:
+// no other node still counts for nothing because of such a cut, and none has two
+// voters only, as the config group does when the third node of three is drained.
 func (w *world) cutLog(n *node) {
 	for _, o := range w.nodes {
 		if !o.up() || o.host == nil {
 			return // it may be suspect
 		}
 		for _, s := range o.host.Statuses() {
-			if s.Suspect || s.Membership.Joint() || len(s.Membership.Voters) == 1 {
+			if s.Suspect || s.Membership.Joint() || len(s.Membership.Voters) < 3 {
 				return
 			}
 		}
