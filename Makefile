@@ -51,7 +51,7 @@ chaos: ## faults drawn from SEED, on NODES processes, for DURATION: make chaos D
 	  -chaos.seed $(or $(SEED),0) -chaos.network $(NETWORK)
 
 chaos-short: ## each fault once, on real processes
-	$(call timed,chaos-short,$(GO) test -tags chaos ./internal/chaos && $(CHAOS) -timeout 10m -run '^(TestFaults|TestMajoritiesRing|TestProxies|TestSchedule)$$' -chaos.network $(NETWORK))
+	$(call timed,chaos-short,$(GO) test -tags chaos ./internal/chaos && $(CHAOS) -timeout 10m -run '^(TestFaults|TestMajoritiesRing|TestProxies|TestSchedule|TestFollowerNotices)$$' -chaos.network $(NETWORK))
 
 sim: ## replay a seed of the simulation of clusters: make sim SEED=7
 	@$(GO) run ./tests/sim/run $(if $(SEED),-seed $(SEED),-first $(or $(FIRST),1) -seeds $(or $(SEEDS),1000))

@@ -5,8 +5,9 @@
 // some seconds and healed; within 30 s of that every shard has to serve again.
 //
 // What the clients heard has to be linearizable, every acknowledged write there,
-// each increment and each appended token in effect once, no process ended that
-// was not told to, memory bounded, and at the end all nodes hold the same.
+// each increment and each appended token in effect once and told to a watch once,
+// no process ended that was not told to, memory bounded, and at the end all nodes
+// hold the same.
 //
 //	make chaos [DURATION=30m] [NODES=3] [SEED=n]
 //	go test -tags chaos ./tests/chaos -v -run TestFaults     each fault by itself

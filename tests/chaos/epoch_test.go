@@ -52,11 +52,14 @@ type epoch struct {
 	clients *clients
 	stop    context.CancelFunc
 	running sync.WaitGroup
+	deafen  context.CancelFunc // ends the follower
+	hearing sync.WaitGroup
 
 	history  *history.History // when the load has stopped
 	counters []*counter
 	lists    []*list
 	bank     *bank
+	follower *follower // of the counters
 }
 
 // Shape of an epoch.
@@ -71,7 +74,9 @@ const (
 // beginEpoch starts the load.
 func beginEpoch(cs *clients, name string, seed uint64) *epoch {
 	ctx, stop := context.WithCancel(context.Background())
-	e := &epoch{name: name, clients: cs, stop: stop, bank: &bank{prefix: name + "-bank"}}
+	watching, deafen := context.WithCancel(context.Background())
+	e := &epoch{name: name, clients: cs, stop: stop, deafen: deafen, bank: &bank{prefix: name + "-bank"}, follower: newFollower(name + "-counter-")}
+	e.hearing.Go(func() { e.follower.work(watching, cs.store) })
 	doors := anyDoor{cs.store}
 	writers := []writer{goWriter{cs.store}}
 	for _, r := range cs.redis {
@@ -100,6 +105,21 @@ func beginEpoch(cs *clients, name string, seed uint64) *epoch {
 func (e *epoch) halt() {
 	e.stop()
 	e.running.Wait()
+}
+
+// watched compares what the watch of the counters was told with what is stored,
+// and ends it.
+func (e *epoch) watched() (problems []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), readBackWithin)
+	defer cancel()
+	var keys []string
+	for _, c := range e.counters {
+		keys = append(keys, c.key)
+	}
+	problems = e.follower.check(ctx, readPatiently(e.clients.store), keys)
+	e.deafen()
+	e.hearing.Wait()
+	return problems
 }
 
 // tally counts the operations of a load that has stopped.

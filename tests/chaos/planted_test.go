@@ -27,6 +27,9 @@ var planted = []struct {
 	{name: "a retry is applied again", tags: "chaos", file: "shardkv/machine.go",
 		line: "if w.session.seq == 0 {", becomes: "if w.session.seq >= 0 {",
 		finds: `took effect twice|2 times|is not linearizable|had no effect`},
+	{name: "a watch that is taken up again skips one", tags: "chaos", file: "shardkv/watch.go",
+		line: "c.begun, c.told = true, c.version", becomes: "c.begun, c.told = true, c.version+1",
+		finds: `the watch of`},
 }
 
 // TestPlantedBugsAreFound proves that the run can fail: it runs TestChaos on

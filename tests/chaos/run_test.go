@@ -179,7 +179,7 @@ func (r *runner) judge() {
 	t := e.tally()
 	r.ops.plus(t)
 	begin := time.Now()
-	for i, problem := range e.readBack() {
+	for i, problem := range append(e.readBack(), e.watched()...) {
 		if i < 10 {
 			r.problem("%s: %s", e.name, problem)
 		}
@@ -189,7 +189,7 @@ func (r *runner) judge() {
 		r.problem("%s: only %d operations were answered (%v): the test tests nothing", e.name, t.ok, e.history.Error)
 	}
 	e.history.Ops = nil // its size, and nobody asks any more
-	r.note("check", e.name, fmt.Sprintf("took %s; %d ok, %d failed, %d unknown%s", time.Since(begin).Round(10*time.Millisecond), t.ok, t.failed, t.unknown, e.trouble()))
+	r.note("check", e.name, fmt.Sprintf("took %s; %d ok, %d failed, %d unknown%s; %d events, %d resets", time.Since(begin).Round(10*time.Millisecond), t.ok, t.failed, t.unknown, e.trouble(), e.follower.heard, e.follower.resets))
 }
 
 // recovered waits until every shard and every door serves again after what was

@@ -82,7 +82,7 @@ const (
 	Code_INVALID         Code = 6 // the request is wrong; message says how
 	Code_UNAVAILABLE     Code = 7 // no effect; this node cannot serve now (starting, stopping, no such group here)
 	Code_NO_QUORUM       Code = 8 // no effect known; the group has no majority; message says which
-	Code_INTERNAL        Code = 9
+	Code_INTERNAL        Code = 9 // this node is wrong: what it stores cannot be read, or a watch was to leave a change out
 )
 
 // Enum value maps for Code.
