@@ -13,7 +13,7 @@ func keyMutants() []*mutant {
 		{
 			name:    "session-evicted-silently",
 			breaks:  "a full table answers new sessions busy; nothing is evicted",
-			changes: in("shardkv/machine.go", "\t\treturn nil, refusal(flotillav1.Code_BUSY, why), nil\n", "\t\tif s != nil {\n\t\t\tm.sessions.raise(s, s.answers()[0].seq+1)\n\t\t}\n"),
+			changes: in("shardkv/machine.go", "\t\treturn nil, refusal(flotillav1.Code_BUSY, why), nil\n", "\t\tif s != nil {\n\t\t\ttable.raise(s, s.answers()[0].seq+1)\n\t\t}\n"),
 			killers: by(shardkv, "TestAFullTableSaysBusy"),
 		},
 		{
@@ -47,12 +47,9 @@ func keyMutants() []*mutant {
 			killers: drawn(shardkv, "TestTheMachineIsTheSpec"),
 		},
 		{
-			name:   "expiry-by-the-local-clock",
-			breaks: "a key expires when the group's time says so, which is the log's",
-			changes: []change{
-				{"shardkv/machine.go", "\t\"sync/atomic\"\n", "\t\"sync/atomic\"\n\t\"time\"\n"},
-				{"shardkv/machine.go", "\tm.state.time = max(m.state.time, e.Stamp)\n", "\tm.state.time = time.Now().UnixMilli()\n"},
-			},
+			name:    "expiry-by-the-local-clock",
+			breaks:  "a key expires when the group's time says so, which is the log's",
+			changes: in("shardkv/machine.go", "\tm.state.time = max(m.state.time, e.Stamp)\n", "\tm.state.time = time.Now().UnixMilli()\n"),
 			killers: by(shardkv, "TestKeysGoWhenGroupTimeSaysSo"),
 		},
 		{
