@@ -20,7 +20,8 @@ const (
 // Requests of a replica that is not in our membership are let through: it may
 // have been added by an entry that we do not have yet, and the thesis (section
 // 4.1) asks to hear such leaders and candidates. Replies count only for
-// members, which their handlers see to.
+// members, which their handlers see to. A group that was recovered hears no more
+// of those that it was recovered from.
 func (r *Raft) admit(m *Message) error {
 	switch {
 	case m.Group != r.group:
@@ -29,6 +30,8 @@ func (r *Raft) admit(m *Message) error {
 		return fmt.Errorf("%w: %d, this is %d", ErrWrongReplica, m.To, r.self)
 	case m.From == 0 || m.From == r.self:
 		return fmt.Errorf("%w: message from %d to %d", ErrUnknownReplica, m.From, m.To)
+	case m.From < r.memberships.current().Floor && !r.memberships.knows(m.From):
+		return fmt.Errorf("%w: replica %d is of before the group was recovered", ErrUnknownReplica, m.From)
 	case m.Term == 0 || m.Term > maxTerm || m.Term > r.currentTerm && m.Term-r.currentTerm > maxTermJump:
 		return fmt.Errorf("%w: %d from replica %d, current is %d", ErrTermJump, m.Term, m.From, r.currentTerm)
 	}

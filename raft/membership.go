@@ -10,8 +10,11 @@ import (
 // voters; a larger number is damage, and refused.
 const maxMembers = 32
 
-// membershipVersion is the first byte of an encoded membership.
-const membershipVersion = 1
+// The first byte of an encoded membership: without a floor, and with one.
+const (
+	membershipVersion      = 1
+	membershipVersionFloor = 2
+)
 
 // Joint tells whether decisions need a majority of both Voters and Outgoing.
 func (m *Membership) Joint() bool { return len(m.Outgoing) > 0 }
@@ -157,12 +160,16 @@ func (m *Membership) validate() error {
 
 // Encode gives the bytes of a membership entry:
 //
-//	version 1 B | epoch uvarint | voters | outgoing | learners
+//	version 1 B | epoch uvarint | voters | outgoing | learners | floor uvarint
 //
-// each list being: count uvarint | (replica uvarint | node uvarint)*.
+// in version 1 without the floor, each list being: count uvarint | (replica uvarint | node uvarint)*.
 func (m *Membership) Encode() []byte {
 	b := make([]byte, 0, 16+8*(len(m.Voters)+len(m.Outgoing)+len(m.Learners)))
-	b = append(b, membershipVersion)
+	version := byte(membershipVersion)
+	if m.Floor > 0 {
+		version = membershipVersionFloor
+	}
+	b = append(b, version)
 	b = binary.AppendUvarint(b, m.Epoch)
 	for _, list := range [...][]Member{m.Voters, m.Outgoing, m.Learners} {
 		b = binary.AppendUvarint(b, uint64(len(list)))
@@ -171,6 +178,9 @@ func (m *Membership) Encode() []byte {
 			b = binary.AppendUvarint(b, uint64(x.Node))
 		}
 	}
+	if m.Floor > 0 {
+		b = binary.AppendUvarint(b, uint64(m.Floor))
+	}
 	return b
 }
 
@@ -178,11 +188,16 @@ func (m *Membership) Encode() []byte {
 // included, is an error.
 func DecodeMembership(b []byte) (Membership, error) {
 	d := membershipDecoder{rest: b}
-	if version := d.byte(); version != membershipVersion && !d.bad {
-		return Membership{}, fmt.Errorf("raft: membership of version %d, known is %d", version, membershipVersion)
+	version := d.byte()
+	if version != membershipVersion && version != membershipVersionFloor && !d.bad {
+		return Membership{}, fmt.Errorf("raft: membership of version %d, known are %d and %d", version, membershipVersion, membershipVersionFloor)
 	}
 	m := Membership{Epoch: d.uvarint()}
 	m.Voters, m.Outgoing, m.Learners = d.members(), d.members(), d.members()
+	if version == membershipVersionFloor {
+		m.Floor = ReplicaID(d.uvarint())
+		d.bad = d.bad || m.Floor == 0
+	}
 	if d.bad || len(d.rest) > 0 {
 		return Membership{}, fmt.Errorf("raft: membership of %d bytes does not decode", len(b))
 	}
@@ -258,6 +273,12 @@ func (s *memberships) anyVoter(id ReplicaID) bool {
 		}
 	}
 	return false
+}
+
+// knows tells whether the replica is a member now.
+func (s *memberships) knows(id ReplicaID) bool {
+	_, member := s.current().Member(id)
+	return member
 }
 
 func (s *memberships) push(m IndexedMembership) { s.stack = append(s.stack, m) }

@@ -39,10 +39,13 @@ type Member struct {
 // sorted by replica. A membership takes effect when it is in the log and falls
 // back if its entry is truncated.
 type Membership struct {
-	Epoch    uint64 // 0 for none; 1 for a group's first; each later entry adds 1
+	Epoch    uint64 // 0 for none; 1 for a group's first; each later entry adds 1, a recovery more
 	Voters   []Member
 	Outgoing []Member
 	Learners []Member
+	// Floor: of the replicas below it only members are heard. A group that was
+	// recovered never hears again of those that it was recovered from; see Recover.
+	Floor ReplicaID
 }
 
 // SnapshotMark names a state: everything through Index, whose entry had Term,

@@ -162,6 +162,18 @@ func coreMutants() []*mutant {
 			killers: by(raft, "TestJointPhaseEndsWhenItIsCommitted"),
 		},
 		{
+			name:    "lost-replicas-are-heard",
+			breaks:  "a group that was recovered hears nothing of those that it was recovered from",
+			changes: in("raft/admit.go", "case m.From < r.memberships.current().Floor && !r.memberships.knows(m.From):", "case m.From == 0 && !r.memberships.knows(m.From):"),
+			killers: by(raft, "TestRecover"),
+		},
+		{
+			name:    "lost-replicas-are-heard-by-new-ones",
+			breaks:  "so do the replicas that it gets later",
+			changes: in("raft/reconfigure.go", "Learners: slices.Clone(learners), Floor: now.Floor}", "Learners: slices.Clone(learners)}"),
+			killers: by(raft, "TestRecover"),
+		},
+		{
 			name:    "learner-counted",
 			breaks:  "learners get the log and do not count",
 			changes: in("raft/membership.go", "v := majorityValue(m.Voters, at)", "v := majorityValue(append(m.Voters[:len(m.Voters):len(m.Voters)], m.Learners...), at)"),
