@@ -10,11 +10,13 @@ type Status struct {
 	Role    Role
 	Leader  ReplicaID // 0: none known
 
-	First   Index // of the log
-	Last    Index
-	Durable Index
-	Commit  Index
-	Applied Index // reported with Applied
+	First Index // of the log
+	Last  Index
+	// LastTerm is that of the entry at Last.
+	LastTerm Term
+	Durable  Index
+	Commit   Index
+	Applied  Index // reported with Applied
 
 	Membership      Membership // in effect, committed or not
 	MembershipIndex Index      // of its entry; pending while above Commit
@@ -44,7 +46,7 @@ func (r *Raft) Status() Status {
 	s := Status{
 		Group: r.group, Replica: r.self,
 		Term: r.currentTerm, Vote: r.votedFor, Role: r.role, Leader: r.leader,
-		First: r.log.firstIndex(), Last: r.log.last, Durable: r.log.durable, Commit: r.log.commit, Applied: r.delivery.applied,
+		First: r.log.firstIndex(), Last: r.log.last, LastTerm: r.log.lastTerm, Durable: r.log.durable, Commit: r.log.commit, Applied: r.delivery.applied,
 		Membership: *r.memberships.current(), MembershipIndex: r.memberships.index(),
 		Asleep: r.asleep, Suspect: r.suspicion.on,
 	}

@@ -57,6 +57,8 @@ func (d *draft) apply(c Command) any {
 		return d.order(c, func() any { return outcome(d.drainNode(c)) })
 	case RemoveNode:
 		return d.order(c, func() any { return outcome(d.removeNode(c)) })
+	case RecoverGroup:
+		return d.order(c, func() any { return outcome(d.recoverGroup(c)) })
 	}
 	return invalid("unknown command %T", c)
 }
@@ -249,6 +251,10 @@ func (d *draft) observe(c Observe) error {
 	}
 	d.putGroup(g)
 	o, pending := d.pendingFor(g.ID)
+	if b, recovers := o.Body.(Recover); pending && recovers {
+		d.end(o, c.Epoch >= b.Epoch, fmt.Sprintf("the group is at epoch %d with %s", g.Epoch, membersText(g.Members)))
+		return nil
+	}
 	change, isChange := Body(nil), false
 	if pending {
 		change, isChange = o.Body.(ChangeMembership)

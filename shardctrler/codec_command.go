@@ -23,6 +23,7 @@ const (
 	tagRemoveGroup
 	tagDrainNode
 	tagRemoveNode
+	tagRecoverGroup
 )
 
 // Likewise for the body of an operation.
@@ -37,6 +38,7 @@ const (
 	tagSetPreferred
 	tagReassign
 	tagNoteEffect
+	tagRecover
 )
 
 // EncodeCommand is what is proposed for c.
@@ -105,6 +107,10 @@ func EncodeCommand(c Command) []byte {
 	case RemoveNode:
 		e.byte(tagRemoveNode)
 		e.uint(uint64(c.Node))
+	case RecoverGroup:
+		e.byte(tagRecoverGroup)
+		e.uint(uint64(c.Group))
+		e.uint(uint64(c.Node))
 	}
 	return e.b
 }
@@ -153,6 +159,8 @@ func (d *decoder) command(tag byte) Command {
 		return DrainNode{Node: raft.NodeID(d.uint()), Back: d.bool()}
 	case tagRemoveNode:
 		return RemoveNode{Node: raft.NodeID(d.uint())}
+	case tagRecoverGroup:
+		return RecoverGroup{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint())}
 	}
 	d.fail("command %d is not known", tag)
 	return nil
@@ -222,6 +230,13 @@ func (e *encoder) operation(o Operation) {
 		e.uint(uint64(b.Config))
 		e.uint(b.Has)
 		e.uint(b.Others)
+	case Recover:
+		e.byte(tagRecover)
+		e.uint(uint64(b.Group))
+		e.uint(uint64(b.Node))
+		e.uint(uint64(b.Replica))
+		e.uint(b.Epoch)
+		e.uint(uint64(b.Floor))
 	default:
 		e.byte(0)
 	}
@@ -258,6 +273,8 @@ func (d *decoder) body(tag byte) Body {
 		return d.reassign()
 	case tagNoteEffect:
 		return NoteEffect{Config: shardmap.ConfigNum(d.uint()), Has: d.uint(), Others: d.uint()}
+	case tagRecover:
+		return Recover{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint()), Replica: raft.ReplicaID(d.uint()), Epoch: d.uint(), Floor: raft.ReplicaID(d.uint())}
 	}
 	d.fail("operation %d is not known", tag)
 	return nil

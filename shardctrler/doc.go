@@ -94,6 +94,7 @@
 //	11 RemoveGroup  group u
 //	12 DrainNode    node u, back b
 //	13 RemoveNode   node u
+//	14 RecoverGroup group u, node u
 //
 //	registration  random id t, name t, zone t, addr t, gossip t, resp t, http t, version t
 //	member        replica u, node u, flags b (1 learner, 2 first)
@@ -106,6 +107,7 @@
 //	  6 StartMove         shard u, from u, to u, generation u
 //	  7 DestroyGroup      group u
 //	  8 SetPreferred      group u, node u
+//	  11 Recover          group u, node u, replica u, epoch u, floor u
 //
 // Records: the key is the kind (1 byte) and an id (8 bytes, big-endian). The
 // applied index beside them is the host's.

@@ -47,9 +47,13 @@ func (c *Controller) Execute(ctx context.Context, r *flotillav1.ExecuteRequest) 
 // request is wrong, all else is in the answer.
 func CarryOut(groups Groups, shards Shards, r *flotillav1.ExecuteRequest, done func(*flotillav1.ExecuteResponse, error)) {
 	st, ok := groups.Status(raft.GroupID(r.Group))
+	recover, recovers := r.Operation.(*flotillav1.ExecuteRequest_Recover)
 	switch {
 	case !ok:
 		done(&flotillav1.ExecuteResponse{Message: fmt.Sprintf("there is no replica of group %d here", r.Group)}, nil)
+		return
+	case recovers:
+		done(carryOutRecover(groups, st, recover.Recover), nil)
 		return
 	case !st.IsLeader:
 		err := &NotLeaderError{Group: st.Group, Leader: st.Leader.Node}
@@ -180,6 +184,9 @@ func (s send) request(cluster string) *flotillav1.ExecuteRequest {
 	case ChangeMembership:
 		r.Group, r.Epoch = uint64(b.Group), b.Epoch
 		r.Operation = &flotillav1.ExecuteRequest_ChangeMembership{ChangeMembership: &flotillav1.ChangeMembership{Members: membersToWire(b.Members)}}
+	case Recover:
+		r.Group = uint64(b.Group)
+		r.Operation = &flotillav1.ExecuteRequest_Recover{Recover: &flotillav1.Recover{Replica: uint64(b.Replica), Epoch: b.Epoch, Floor: uint64(b.Floor)}}
 	}
 	return r
 }

@@ -95,6 +95,8 @@ func orderText(order []byte) string {
 		return fmt.Sprintf("group transfer-leader %d %d", c.Group, c.Node)
 	case RemoveNode:
 		return fmt.Sprintf("node remove %d", c.Node)
+	case RecoverGroup:
+		return fmt.Sprintf("group recover %d --from %d", c.Group, c.Node)
 	}
 	return fmt.Sprintf("%T", c)
 }

@@ -493,6 +493,18 @@ func (n *fakeNode) Transfer(id raft.GroupID, to raft.ReplicaID) error {
 	return nil
 }
 
+func (n *fakeNode) Recover(key raft.ReplicaKey, epoch uint64, floor raft.ReplicaID) error {
+	f := n.cluster
+	f.mu.Lock()
+	g := f.groups[key.Group]
+	g.membership = raft.Membership{Epoch: epoch, Voters: []raft.Member{{Replica: key.Replica, Node: n.identity.Node}}, Floor: floor}
+	g.leader = n.identity.Node
+	g.term++
+	f.mu.Unlock()
+	f.changed()
+	return nil
+}
+
 func (n *fakeNode) ChangeMembership(id raft.GroupID, epoch uint64, voters, learners []raft.Member, done func(error)) {
 	done(n.changeMembership(id, epoch, voters, learners))
 }

@@ -60,6 +60,9 @@ type Groups interface {
 	// unless the group is at epoch. done is called once, from any goroutine,
 	// perhaps before the change is through.
 	ChangeMembership(group raft.GroupID, epoch uint64, voters, learners []raft.Member, done func(error))
+	// Recover makes the replica here the only one of its group: see
+	// raft.Raft.Recover.
+	Recover(key raft.ReplicaKey, epoch uint64, floor raft.ReplicaID) error
 }
 
 // changing tells whether a change of the membership is half done: it is in its
@@ -78,6 +81,10 @@ type GroupStatus struct {
 	Unsettled bool
 	// CaughtUp: everything that is known to be committed is applied here.
 	CaughtUp bool
+	// Of the log here.
+	Last, Commit, Applied raft.Index
+	LastTerm              raft.Term
+	Suspect               bool // it was cut
 	// Lag is, at the leader, how many entries each member is behind.
 	Lag map[raft.ReplicaID]int64
 }

@@ -107,6 +107,11 @@ func statusFromMultiraft(s multiraft.GroupStatus) GroupStatus {
 		Membership: s.Membership,
 		Unsettled:  s.Unsettled,
 		CaughtUp:   s.Applied >= s.Commit && !s.Suspect && !s.Installing,
+		Last:       s.Last,
+		LastTerm:   s.LastTerm,
+		Commit:     s.Commit,
+		Applied:    s.Applied,
+		Suspect:    s.Suspect,
 	}
 	if !st.IsLeader {
 		return st
@@ -123,6 +128,11 @@ func statusFromMultiraft(s multiraft.GroupStatus) GroupStatus {
 // Transfer implements Groups.
 func (m multiraftHost) Transfer(g raft.GroupID, to raft.ReplicaID) error {
 	return m.host.Transfer(g, to)
+}
+
+// Recover implements Groups.
+func (m multiraftHost) Recover(key raft.ReplicaKey, epoch uint64, floor raft.ReplicaID) error {
+	return m.host.Recover(key, epoch, floor)
 }
 
 // ChangeMembership implements Groups.

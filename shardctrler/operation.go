@@ -20,7 +20,7 @@ type Operation struct {
 
 // Body is the closed set of operations: CreateGroups, SetNodeState, Birth,
 // TransferLeader, ChangeMembership, StartMove, DestroyGroup, SetPreferred,
-// Reassign and NoteEffect.
+// Reassign, NoteEffect and Recover.
 type Body interface {
 	// kind is the word that events use.
 	kind() string

@@ -200,7 +200,7 @@ func (r *reconciler) accepted(in turnInput, o Operation, a *attempt, result Send
 	a.failures = 0
 	a.notBefore = in.now.Add(resend)
 	switch o.Body.(type) {
-	case ChangeMembership:
+	case ChangeMembership, Recover:
 		return nil // it ends when the membership is observed
 	case TransferLeader:
 		r.hold(in, o)
@@ -344,7 +344,13 @@ func (r *reconciler) send(in turnInput, out *turnOutput) {
 	for _, o := range in.state.Operations {
 		if a := r.attempt(in.now, o.ID); a.begins(in.now, &running, out) {
 			id, _ := o.group()
-			out.sends = append(out.sends, send{operation: o, to: a.choose(in, id), shards: birthShards(in.state, o)})
+			to := raft.NodeID(0)
+			if b, recovers := o.Body.(Recover); recovers {
+				to = b.Node // nobody leads
+			} else {
+				to = a.choose(in, id)
+			}
+			out.sends = append(out.sends, send{operation: o, to: to, shards: birthShards(in.state, o)})
 		}
 	}
 	r.sendMoves(in, running, out)

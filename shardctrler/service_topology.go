@@ -23,6 +23,9 @@ func (c *Controller) ChangeCluster(ctx context.Context, r *flotillav1.ChangeClus
 			return nil, err
 		}
 		seen := c.assumed(state)
+		if change, recovers := r.Change.(*flotillav1.ChangeClusterRequest_RecoverGroup); recovers {
+			return c.recoverGroup(ctx, state, change.RecoverGroup, r.DryRun)
+		}
 		if r.DryRun {
 			return foreseen(state, seen, r)
 		}

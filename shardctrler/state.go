@@ -200,7 +200,11 @@ func (s *State) groupsWithPending() map[raft.GroupID]bool {
 
 // changing tells whether the membership of some group is being changed.
 func (s *State) changing() bool {
-	return slices.ContainsFunc(s.Operations, func(o Operation) bool { _, is := o.Body.(ChangeMembership); return is }) ||
+	return slices.ContainsFunc(s.Operations, func(o Operation) bool {
+		_, is := o.Body.(ChangeMembership)
+		_, recovers := o.Body.(Recover)
+		return is || recovers
+	}) ||
 		slices.ContainsFunc(s.Groups, func(g Group) bool {
 			return slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return m.Learner })
 		})

@@ -34,6 +34,9 @@ func Report(node raft.NodeID, groups Groups, shards Shards, r *flotillav1.GetNod
 	report := &flotillav1.NodeReport{NodeId: uint64(node)}
 	for _, st := range groups.Statuses() {
 		report.Replicas++
+		if raft.GroupID(r.ReplicaOf) == st.Group {
+			report.Replica = localReplica(node, st)
+		}
 		if !st.IsLeader {
 			continue
 		}

@@ -196,6 +196,10 @@ func (f *foresee) carryOut() error {
 				done = append(done, Observe{Group: id, Epoch: b.Epoch + 1, Members: b.Members})
 				continue
 			}
+		case Recover:
+			f.members[id] = []shardmap.Member{{Replica: b.Replica, Node: b.Node}}
+			done = append(done, Observe{Group: id, Epoch: b.Epoch, Members: f.members[id]})
+			continue
 		case TransferLeader:
 			if leads {
 				f.leaders[id] = b.To

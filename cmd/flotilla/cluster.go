@@ -187,7 +187,7 @@ func newGroupCommand(g *globals) *cobra.Command {
 	list := newListCommand(g, "List the groups, their leaders and replicas", false,
 		func(s *flotillav1.ClusterStatus) any { return each(s.Groups, toGroupJSON) },
 		func(out io.Writer, s *flotillav1.ClusterStatus) error { return printGroups(out, s.Groups) })
-	group.AddCommand(list, newAddGroupCommand(g), newRemoveGroupCommand(g), newTransferCommand(g))
+	group.AddCommand(list, newAddGroupCommand(g), newRemoveGroupCommand(g), newTransferCommand(g), newRecoverCommand(g))
 	return group
 }
 

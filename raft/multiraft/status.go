@@ -28,6 +28,7 @@ type GroupStatus struct {
 	Commit     raft.Index
 	Applied    raft.Index
 	Last       raft.Index
+	LastTerm   raft.Term       // of the entry there
 	Membership raft.Membership // in effect
 	// Unsettled: the membership is in the log and not known to be committed: it
 	// may yet be undone.
@@ -87,6 +88,7 @@ func (r *replica) status() GroupStatus {
 		Commit:     core.Commit,
 		Applied:    r.apply.appliedIndex(),
 		Last:       core.Last,
+		LastTerm:   core.LastTerm,
 		Membership: core.Membership,
 		Unsettled:  core.MembershipIndex > core.Commit,
 		Asleep:     core.Asleep,

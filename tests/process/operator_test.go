@@ -4,6 +4,7 @@ package process
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -89,4 +90,97 @@ func TestDevGoesOnWithoutARemovedNode(t *testing.T) {
 	d.start()
 	d.process.waitLine(left, 20*time.Second)
 	serves()
+}
+
+// TestGroupRecover: two nodes of five are lost for good, and with them the
+// majority of some groups. Each goes on from what is left when an operator says
+// so, not before, and is whole again; a lost node that comes back ends.
+func TestGroupRecover(t *testing.T) {
+	c := startCluster(t, 5, "--groups", "4", "--shards", "16")
+	const keys = 200
+	for i := range keys {
+		if err := c.redis(0).Set(t.Context(), fmt.Sprint("key", i), i, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 60*time.Second, func() error {
+		for _, g := range statusAt(t, c.grpc(0)).Groups {
+			for _, r := range g.Replicas {
+				if r.MatchLag != 0 || g.ID == 1 && len(g.Replicas) < 5 {
+					return fmt.Errorf("group %d is not whole: %+v", g.ID, g.Replicas)
+				}
+			}
+		}
+		return nil
+	})
+	s := statusAt(t, c.grpc(0))
+	dead := make(map[uint64]bool)
+	for _, i := range []int{3, 4} {
+		dead[nodeID(t, c, s, i)] = true
+	}
+	var lost []uint64
+	for _, g := range s.Groups {
+		left := 0
+		for _, r := range g.Replicas {
+			if !dead[r.NodeID] {
+				left++
+			}
+		}
+		if left == 1 {
+			lost = append(lost, g.ID)
+		}
+	}
+	if len(lost) == 0 {
+		t.Skipf("no group has two replicas on the two nodes: %+v", s.Groups)
+	}
+	c.nodes[3].kill()
+	c.nodes[4].kill()
+	recoverGroup := func(id uint64, args ...string) (stdout, stderr string, code int) {
+		return flotilla(t, append([]string{"--server", c.grpc(0), "group", "recover", fmt.Sprint(id)}, args...)...)
+	}
+	if _, stderr, code := recoverGroup(1, "--accept-loss"); code != 1 || !strings.Contains(stderr, "config group") {
+		t.Errorf("the config group: exit %d, %s", code, stderr)
+	}
+	for _, id := range lost {
+		eventually(t, 30*time.Second, func() error { // until they count as down
+			stdout, stderr, code := recoverGroup(id)
+			if code != 1 || !strings.Contains(stderr, "nothing is changed") || !strings.Contains(stdout, "nobody can tell how much") {
+				return fmt.Errorf("exit %d: %s%s", code, stdout, stderr)
+			}
+			return nil
+		})
+		stdout, stderr, code := recoverGroup(id, "--accept-loss")
+		if code != 0 {
+			t.Fatalf("exit %d: %s%s", code, stdout, stderr)
+		}
+		t.Log(stdout)
+	}
+	eventually(t, 60*time.Second, func() error {
+		for _, g := range statusAt(t, c.grpc(0)).Groups {
+			if len(g.Replicas) < 3 || g.LeaderNode == 0 {
+				return fmt.Errorf("group %d has %+v", g.ID, g.Replicas)
+			}
+			for _, r := range g.Replicas {
+				if dead[r.NodeID] || r.Role == "learner" {
+					return fmt.Errorf("group %d has %+v", g.ID, g.Replicas)
+				}
+			}
+		}
+		return nil
+	})
+	for i := range keys {
+		if got, err := c.redis(1).Get(t.Context(), fmt.Sprint("key", i)).Int(); err != nil || got != i {
+			t.Fatalf("key%d is %d, %v", i, got, err)
+		}
+		if err := c.redis(2).Incr(t.Context(), fmt.Sprint("key", i)).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if stdout, stderr, code := recoverGroup(lost[0], "--accept-loss"); code != 1 || !strings.Contains(stderr, "needs no recovery") {
+		t.Errorf("once more: exit %d, %s%s", code, stdout, stderr)
+	}
+	c.start(3)
+	if code := c.nodes[3].waitExit(30 * time.Second); code != 1 || !strings.Contains(c.nodes[3].tail(5), "removed") {
+		t.Errorf("a lost node that comes back exits with %d:\n%s", code, c.nodes[3].tail(5))
+	}
 }

@@ -1259,8 +1259,9 @@ func (x *ShardStatus) GetBytes() int64 {
 
 type GetNodeReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Shards        bool                   `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"`                  // include the shards of the groups led here
-	HotKeys       bool                   `protobuf:"varint,2,opt,name=hot_keys,json=hotKeys,proto3" json:"hot_keys,omitempty"` // include the keys that are asked for most
+	Shards        bool                   `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"`                        // include the shards of the groups led here
+	HotKeys       bool                   `protobuf:"varint,2,opt,name=hot_keys,json=hotKeys,proto3" json:"hot_keys,omitempty"`       // include the keys that are asked for most
+	ReplicaOf     uint64                 `protobuf:"varint,3,opt,name=replica_of,json=replicaOf,proto3" json:"replica_of,omitempty"` // include the replica of this group that is here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1309,6 +1310,13 @@ func (x *GetNodeReportRequest) GetHotKeys() bool {
 	return false
 }
 
+func (x *GetNodeReportRequest) GetReplicaOf() uint64 {
+	if x != nil {
+		return x.ReplicaOf
+	}
+	return 0
+}
+
 type NodeReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1318,8 +1326,9 @@ type NodeReport struct {
 	Led           []uint64               `protobuf:"varint,5,rep,packed,name=led,proto3" json:"led,omitempty"`
 	Ready         bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	WaitingFor    []string               `protobuf:"bytes,7,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
-	Moves         []*MoveReport          `protobuf:"bytes,8,rep,name=moves,proto3" json:"moves,omitempty"` // into groups led by this node
-	Loads         []*GroupLoad           `protobuf:"bytes,9,rep,name=loads,proto3" json:"loads,omitempty"` // of the groups led by this node that have any
+	Moves         []*MoveReport          `protobuf:"bytes,8,rep,name=moves,proto3" json:"moves,omitempty"`      // into groups led by this node
+	Loads         []*GroupLoad           `protobuf:"bytes,9,rep,name=loads,proto3" json:"loads,omitempty"`      // of the groups led by this node that have any
+	Replica       *LocalReplica          `protobuf:"bytes,10,opt,name=replica,proto3" json:"replica,omitempty"` // that was asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1413,6 +1422,13 @@ func (x *NodeReport) GetMoves() []*MoveReport {
 func (x *NodeReport) GetLoads() []*GroupLoad {
 	if x != nil {
 		return x.Loads
+	}
+	return nil
+}
+
+func (x *NodeReport) GetReplica() *LocalReplica {
+	if x != nil {
+		return x.Replica
 	}
 	return nil
 }
@@ -1930,6 +1946,7 @@ type ExecuteRequest struct {
 	//	*ExecuteRequest_ChangeMembership
 	//	*ExecuteRequest_Birth
 	//	*ExecuteRequest_ImportShard
+	//	*ExecuteRequest_Recover
 	Operation     isExecuteRequest_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2036,6 +2053,15 @@ func (x *ExecuteRequest) GetImportShard() *ImportShard {
 	return nil
 }
 
+func (x *ExecuteRequest) GetRecover() *Recover {
+	if x != nil {
+		if x, ok := x.Operation.(*ExecuteRequest_Recover); ok {
+			return x.Recover
+		}
+	}
+	return nil
+}
+
 type isExecuteRequest_Operation interface {
 	isExecuteRequest_Operation()
 }
@@ -2056,6 +2082,10 @@ type ExecuteRequest_ImportShard struct {
 	ImportShard *ImportShard `protobuf:"bytes,8,opt,name=import_shard,json=importShard,proto3,oneof"`
 }
 
+type ExecuteRequest_Recover struct {
+	Recover *Recover `protobuf:"bytes,9,opt,name=recover,proto3,oneof"`
+}
+
 func (*ExecuteRequest_TransferLeader) isExecuteRequest_Operation() {}
 
 func (*ExecuteRequest_ChangeMembership) isExecuteRequest_Operation() {}
@@ -2063,6 +2093,70 @@ func (*ExecuteRequest_ChangeMembership) isExecuteRequest_Operation() {}
 func (*ExecuteRequest_Birth) isExecuteRequest_Operation() {}
 
 func (*ExecuteRequest_ImportShard) isExecuteRequest_Operation() {}
+
+func (*ExecuteRequest_Recover) isExecuteRequest_Operation() {}
+
+// Recover has the replica on the node that is asked go on as the only one of its
+// group: the others are lost for good.
+type Recover struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replica       uint64                 `protobuf:"varint,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the membership that this makes
+	Floor         uint64                 `protobuf:"varint,3,opt,name=floor,proto3" json:"floor,omitempty"` // no replica with a lower id but this one is ever heard again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recover) Reset() {
+	*x = Recover{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recover) ProtoMessage() {}
+
+func (x *Recover) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recover.ProtoReflect.Descriptor instead.
+func (*Recover) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Recover) GetReplica() uint64 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *Recover) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Recover) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
 
 // ImportShard has a group take a shard over; the operation's id is the move's.
 // Repeated, it tells how the move stands.
@@ -2078,7 +2172,7 @@ type ImportShard struct {
 
 func (x *ImportShard) Reset() {
 	*x = ImportShard{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2184,7 @@ func (x *ImportShard) String() string {
 func (*ImportShard) ProtoMessage() {}
 
 func (x *ImportShard) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[28]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2197,7 @@ func (x *ImportShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportShard.ProtoReflect.Descriptor instead.
 func (*ImportShard) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ImportShard) GetShard() uint64 {
@@ -2152,7 +2246,7 @@ type MoveReport struct {
 
 func (x *MoveReport) Reset() {
 	*x = MoveReport{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2258,7 @@ func (x *MoveReport) String() string {
 func (*MoveReport) ProtoMessage() {}
 
 func (x *MoveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[29]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2271,7 @@ func (x *MoveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReport.ProtoReflect.Descriptor instead.
 func (*MoveReport) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MoveReport) GetId() uint64 {
@@ -2252,7 +2346,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2358,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[30]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2371,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TransferLeader) GetToNode() uint64 {
@@ -2296,7 +2390,7 @@ type ChangeMembership struct {
 
 func (x *ChangeMembership) Reset() {
 	*x = ChangeMembership{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2402,7 @@ func (x *ChangeMembership) String() string {
 func (*ChangeMembership) ProtoMessage() {}
 
 func (x *ChangeMembership) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[31]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2415,7 @@ func (x *ChangeMembership) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMembership.ProtoReflect.Descriptor instead.
 func (*ChangeMembership) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ChangeMembership) GetMembers() []*GroupMember {
@@ -2343,7 +2437,7 @@ type Birth struct {
 
 func (x *Birth) Reset() {
 	*x = Birth{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2449,7 @@ func (x *Birth) String() string {
 func (*Birth) ProtoMessage() {}
 
 func (x *Birth) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[32]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2462,7 @@ func (x *Birth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Birth.ProtoReflect.Descriptor instead.
 func (*Birth) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{32}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Birth) GetShards() []uint64 {
@@ -2397,7 +2491,7 @@ type ExecuteResponse struct {
 
 func (x *ExecuteResponse) Reset() {
 	*x = ExecuteResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2503,7 @@ func (x *ExecuteResponse) String() string {
 func (*ExecuteResponse) ProtoMessage() {}
 
 func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[33]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2516,7 @@ func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteResponse.ProtoReflect.Descriptor instead.
 func (*ExecuteResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{33}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExecuteResponse) GetAccepted() bool {
@@ -2463,7 +2557,7 @@ type ReplicaStateRequest struct {
 
 func (x *ReplicaStateRequest) Reset() {
 	*x = ReplicaStateRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2569,7 @@ func (x *ReplicaStateRequest) String() string {
 func (*ReplicaStateRequest) ProtoMessage() {}
 
 func (x *ReplicaStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[34]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2582,7 @@ func (x *ReplicaStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStateRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaStateRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{34}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReplicaStateRequest) GetGroup() uint64 {
@@ -2515,7 +2609,7 @@ type ReplicaStateResponse struct {
 
 func (x *ReplicaStateResponse) Reset() {
 	*x = ReplicaStateResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2621,7 @@ func (x *ReplicaStateResponse) String() string {
 func (*ReplicaStateResponse) ProtoMessage() {}
 
 func (x *ReplicaStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[35]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2634,7 @@ func (x *ReplicaStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStateResponse.ProtoReflect.Descriptor instead.
 func (*ReplicaStateResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{35}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReplicaStateResponse) GetRemoved() bool {
@@ -2567,7 +2661,7 @@ type MoveShardRequest struct {
 
 func (x *MoveShardRequest) Reset() {
 	*x = MoveShardRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +2673,7 @@ func (x *MoveShardRequest) String() string {
 func (*MoveShardRequest) ProtoMessage() {}
 
 func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[36]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2686,7 @@ func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveShardRequest.ProtoReflect.Descriptor instead.
 func (*MoveShardRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{36}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MoveShardRequest) GetShard() uint64 {
@@ -2619,7 +2713,7 @@ type MoveShardResponse struct {
 
 func (x *MoveShardResponse) Reset() {
 	*x = MoveShardResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2725,7 @@ func (x *MoveShardResponse) String() string {
 func (*MoveShardResponse) ProtoMessage() {}
 
 func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[37]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2738,7 @@ func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveShardResponse.ProtoReflect.Descriptor instead.
 func (*MoveShardResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{37}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MoveShardResponse) GetMoveId() uint64 {
@@ -2670,7 +2764,7 @@ type CancelMoveRequest struct {
 
 func (x *CancelMoveRequest) Reset() {
 	*x = CancelMoveRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +2776,7 @@ func (x *CancelMoveRequest) String() string {
 func (*CancelMoveRequest) ProtoMessage() {}
 
 func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[38]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +2789,7 @@ func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
 func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{38}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CancelMoveRequest) GetMoveId() uint64 {
@@ -2713,7 +2807,7 @@ type CancelMoveResponse struct {
 
 func (x *CancelMoveResponse) Reset() {
 	*x = CancelMoveResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2819,7 @@ func (x *CancelMoveResponse) String() string {
 func (*CancelMoveResponse) ProtoMessage() {}
 
 func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[39]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2832,7 @@ func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
 func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{39}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{40}
 }
 
 type ListMovesRequest struct {
@@ -2751,7 +2845,7 @@ type ListMovesRequest struct {
 
 func (x *ListMovesRequest) Reset() {
 	*x = ListMovesRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2763,7 +2857,7 @@ func (x *ListMovesRequest) String() string {
 func (*ListMovesRequest) ProtoMessage() {}
 
 func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[40]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2776,7 +2870,7 @@ func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesRequest.ProtoReflect.Descriptor instead.
 func (*ListMovesRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{40}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListMovesRequest) GetActive() bool {
@@ -2803,7 +2897,7 @@ type ListMovesResponse struct {
 
 func (x *ListMovesResponse) Reset() {
 	*x = ListMovesResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +2909,7 @@ func (x *ListMovesResponse) String() string {
 func (*ListMovesResponse) ProtoMessage() {}
 
 func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[41]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +2922,7 @@ func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesResponse.ProtoReflect.Descriptor instead.
 func (*ListMovesResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{41}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListMovesResponse) GetMoves() []*Move {
@@ -2868,7 +2962,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +2974,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[42]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +2987,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{42}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Move) GetId() uint64 {
@@ -3004,6 +3098,7 @@ type ChangeClusterRequest struct {
 	//	*ChangeClusterRequest_DrainNode
 	//	*ChangeClusterRequest_UndrainNode
 	//	*ChangeClusterRequest_RemoveNode
+	//	*ChangeClusterRequest_RecoverGroup
 	Change        isChangeClusterRequest_Change `protobuf_oneof:"change"`
 	DryRun        bool                          `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                 // change nothing, and tell what would move
 	AddNodes      []string                      `protobuf:"bytes,7,rep,name=add_nodes,json=addNodes,proto3" json:"add_nodes,omitempty"`            // dry run: zones of nodes that join
@@ -3015,7 +3110,7 @@ type ChangeClusterRequest struct {
 
 func (x *ChangeClusterRequest) Reset() {
 	*x = ChangeClusterRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3122,7 @@ func (x *ChangeClusterRequest) String() string {
 func (*ChangeClusterRequest) ProtoMessage() {}
 
 func (x *ChangeClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[43]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3135,7 @@ func (x *ChangeClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeClusterRequest.ProtoReflect.Descriptor instead.
 func (*ChangeClusterRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{43}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ChangeClusterRequest) GetChange() isChangeClusterRequest_Change {
@@ -3095,6 +3190,15 @@ func (x *ChangeClusterRequest) GetRemoveNode() uint64 {
 	return 0
 }
 
+func (x *ChangeClusterRequest) GetRecoverGroup() *RecoverGroup {
+	if x != nil {
+		if x, ok := x.Change.(*ChangeClusterRequest_RecoverGroup); ok {
+			return x.RecoverGroup
+		}
+	}
+	return nil
+}
+
 func (x *ChangeClusterRequest) GetDryRun() bool {
 	if x != nil {
 		return x.DryRun
@@ -3147,6 +3251,10 @@ type ChangeClusterRequest_RemoveNode struct {
 	RemoveNode uint64 `protobuf:"varint,5,opt,name=remove_node,json=removeNode,proto3,oneof"`
 }
 
+type ChangeClusterRequest_RecoverGroup struct {
+	RecoverGroup *RecoverGroup `protobuf:"bytes,10,opt,name=recover_group,json=recoverGroup,proto3,oneof"`
+}
+
 func (*ChangeClusterRequest_AddGroups) isChangeClusterRequest_Change() {}
 
 func (*ChangeClusterRequest_RemoveGroup) isChangeClusterRequest_Change() {}
@@ -3157,18 +3265,75 @@ func (*ChangeClusterRequest_UndrainNode) isChangeClusterRequest_Change() {}
 
 func (*ChangeClusterRequest_RemoveNode) isChangeClusterRequest_Change() {}
 
+func (*ChangeClusterRequest_RecoverGroup) isChangeClusterRequest_Change() {}
+
+// RecoverGroup has a group whose majority is lost for good go on from one
+// replica. The nodes of the others that are down are removed.
+type RecoverGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"` // whose replica it goes on from; 0: the one with the most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverGroup) Reset() {
+	*x = RecoverGroup{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverGroup) ProtoMessage() {}
+
+func (x *RecoverGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverGroup.ProtoReflect.Descriptor instead.
+func (*RecoverGroup) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RecoverGroup) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *RecoverGroup) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
 type ChangeClusterResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ConfigNum     uint64                 `protobuf:"varint,1,opt,name=config_num,json=configNum,proto3" json:"config_num,omitempty"` // 0: no config was made
 	Groups        []uint64               `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`                 // made or removed
 	Foresight     *Foresight             `protobuf:"bytes,3,opt,name=foresight,proto3" json:"foresight,omitempty"`                   // of a dry run
+	Recovery      *Recovery              `protobuf:"bytes,4,opt,name=recovery,proto3" json:"recovery,omitempty"`                     // of a recover_group, dry run or not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeClusterResponse) Reset() {
 	*x = ChangeClusterResponse{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3345,7 @@ func (x *ChangeClusterResponse) String() string {
 func (*ChangeClusterResponse) ProtoMessage() {}
 
 func (x *ChangeClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[44]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3193,7 +3358,7 @@ func (x *ChangeClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeClusterResponse.ProtoReflect.Descriptor instead.
 func (*ChangeClusterResponse) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{44}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ChangeClusterResponse) GetConfigNum() uint64 {
@@ -3217,6 +3382,191 @@ func (x *ChangeClusterResponse) GetForesight() *Foresight {
 	return nil
 }
 
+func (x *ChangeClusterResponse) GetRecovery() *Recovery {
+	if x != nil {
+		return x.Recovery
+	}
+	return nil
+}
+
+// Recovery is what a group would be recovered from.
+type Recovery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`                                   // whose replica it goes on from
+	Replicas      []*LocalReplica        `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`                            // that answer, ascending by node
+	LostNodes     []uint64               `protobuf:"varint,4,rep,packed,name=lost_nodes,json=lostNodes,proto3" json:"lost_nodes,omitempty"` // that are removed by it
+	Moving        []uint64               `protobuf:"varint,5,rep,packed,name=moving,proto3" json:"moving,omitempty"`                        // shards in a move to or from the group
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recovery) Reset() {
+	*x = Recovery{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recovery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recovery) ProtoMessage() {}
+
+func (x *Recovery) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
+func (*Recovery) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Recovery) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *Recovery) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Recovery) GetReplicas() []*LocalReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Recovery) GetLostNodes() []uint64 {
+	if x != nil {
+		return x.LostNodes
+	}
+	return nil
+}
+
+func (x *Recovery) GetMoving() []uint64 {
+	if x != nil {
+		return x.Moving
+	}
+	return nil
+}
+
+// LocalReplica is a replica as its node has it.
+type LocalReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	ReplicaId     uint64                 `protobuf:"varint,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	NodeId        uint64                 `protobuf:"varint,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	LastIndex     uint64                 `protobuf:"varint,4,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"` // of the log
+	LastTerm      uint64                 `protobuf:"varint,5,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`    // of that entry
+	Commit        uint64                 `protobuf:"varint,6,opt,name=commit,proto3" json:"commit,omitempty"`
+	Applied       uint64                 `protobuf:"varint,7,opt,name=applied,proto3" json:"applied,omitempty"`
+	Suspect       bool                   `protobuf:"varint,8,opt,name=suspect,proto3" json:"suspect,omitempty"` // its log was cut
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalReplica) Reset() {
+	*x = LocalReplica{}
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalReplica) ProtoMessage() {}
+
+func (x *LocalReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalReplica.ProtoReflect.Descriptor instead.
+func (*LocalReplica) Descriptor() ([]byte, []int) {
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *LocalReplica) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetReplicaId() uint64 {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetSuspect() bool {
+	if x != nil {
+		return x.Suspect
+	}
+	return false
+}
+
 // Foresight is what would come of a change if nothing else happened.
 type Foresight struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3231,7 +3581,7 @@ type Foresight struct {
 
 func (x *Foresight) Reset() {
 	*x = Foresight{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3593,7 @@ func (x *Foresight) String() string {
 func (*Foresight) ProtoMessage() {}
 
 func (x *Foresight) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[45]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3606,7 @@ func (x *Foresight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Foresight.ProtoReflect.Descriptor instead.
 func (*Foresight) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{45}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Foresight) GetShards() []*ShardChange {
@@ -3305,7 +3655,7 @@ type ShardChange struct {
 
 func (x *ShardChange) Reset() {
 	*x = ShardChange{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3317,7 +3667,7 @@ func (x *ShardChange) String() string {
 func (*ShardChange) ProtoMessage() {}
 
 func (x *ShardChange) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[46]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3330,7 +3680,7 @@ func (x *ShardChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardChange.ProtoReflect.Descriptor instead.
 func (*ShardChange) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{46}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ShardChange) GetShard() uint64 {
@@ -3365,7 +3715,7 @@ type ReplicaChange struct {
 
 func (x *ReplicaChange) Reset() {
 	*x = ReplicaChange{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3727,7 @@ func (x *ReplicaChange) String() string {
 func (*ReplicaChange) ProtoMessage() {}
 
 func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[47]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3740,7 @@ func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaChange.ProtoReflect.Descriptor instead.
 func (*ReplicaChange) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{47}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReplicaChange) GetGroup() uint64 {
@@ -3425,7 +3775,7 @@ type LeaderChange struct {
 
 func (x *LeaderChange) Reset() {
 	*x = LeaderChange{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3787,7 @@ func (x *LeaderChange) String() string {
 func (*LeaderChange) ProtoMessage() {}
 
 func (x *LeaderChange) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[48]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3800,7 @@ func (x *LeaderChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaderChange.ProtoReflect.Descriptor instead.
 func (*LeaderChange) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{48}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *LeaderChange) GetGroup() uint64 {
@@ -3489,7 +3839,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[49]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3501,7 +3851,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[49]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3514,7 +3864,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{49}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExplainRequest) GetWhat() isExplainRequest_What {
@@ -3601,7 +3951,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[50]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3613,7 +3963,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[50]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3626,7 +3976,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{50}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Explanation) GetSubject() string {
@@ -3679,7 +4029,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[51]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3691,7 +4041,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_flotilla_v1_cluster_proto_msgTypes[51]
+	mi := &file_flotilla_v1_cluster_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3704,7 +4054,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{51}
+	return file_flotilla_v1_cluster_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Candidate) GetId() uint64 {
@@ -3861,10 +4211,12 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
 	"\x04keys\x18\x05 \x01(\x03R\x04keys\x12\x14\n" +
-	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\"I\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\"h\n" +
 	"\x14GetNodeReportRequest\x12\x16\n" +
 	"\x06shards\x18\x01 \x01(\bR\x06shards\x12\x19\n" +
-	"\bhot_keys\x18\x02 \x01(\bR\ahotKeys\"\xcb\x02\n" +
+	"\bhot_keys\x18\x02 \x01(\bR\ahotKeys\x12\x1d\n" +
+	"\n" +
+	"replica_of\x18\x03 \x01(\x04R\treplicaOf\"\x80\x03\n" +
 	"\n" +
 	"NodeReport\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x120\n" +
@@ -3876,7 +4228,9 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\vwaiting_for\x18\a \x03(\tR\n" +
 	"waitingFor\x12-\n" +
 	"\x05moves\x18\b \x03(\v2\x17.flotilla.v1.MoveReportR\x05moves\x12,\n" +
-	"\x05loads\x18\t \x03(\v2\x16.flotilla.v1.GroupLoadR\x05loads\"r\n" +
+	"\x05loads\x18\t \x03(\v2\x16.flotilla.v1.GroupLoadR\x05loads\x123\n" +
+	"\areplica\x18\n" +
+	" \x01(\v2\x19.flotilla.v1.LocalReplicaR\areplica\"r\n" +
 	"\tGroupLoad\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x1f\n" +
 	"\vmeasured_ms\x18\x02 \x01(\x03R\n" +
@@ -3912,7 +4266,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1c\n" +
 	"\toperation\x18\x06 \x01(\x04R\toperation\x12\x1a\n" +
-	"\bdecision\x18\a \x01(\x04R\bdecision\"\x8c\x03\n" +
+	"\bdecision\x18\a \x01(\x04R\bdecision\"\xbe\x03\n" +
 	"\x0eExecuteRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -3922,8 +4276,13 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x0ftransfer_leader\x18\x05 \x01(\v2\x1b.flotilla.v1.TransferLeaderH\x00R\x0etransferLeader\x12L\n" +
 	"\x11change_membership\x18\x06 \x01(\v2\x1d.flotilla.v1.ChangeMembershipH\x00R\x10changeMembership\x12*\n" +
 	"\x05birth\x18\a \x01(\v2\x12.flotilla.v1.BirthH\x00R\x05birth\x12=\n" +
-	"\fimport_shard\x18\b \x01(\v2\x18.flotilla.v1.ImportShardH\x00R\vimportShardB\v\n" +
-	"\toperation\"z\n" +
+	"\fimport_shard\x18\b \x01(\v2\x18.flotilla.v1.ImportShardH\x00R\vimportShard\x120\n" +
+	"\arecover\x18\t \x01(\v2\x14.flotilla.v1.RecoverH\x00R\arecoverB\v\n" +
+	"\toperation\"O\n" +
+	"\aRecover\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\x04R\areplica\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05floor\x18\x03 \x01(\x04R\x05floor\"z\n" +
 	"\vImportShard\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x1e\n" +
 	"\n" +
@@ -4004,7 +4363,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x0e \x01(\x04R\n" +
-	"generation\"\xbc\x02\n" +
+	"generation\"\xfe\x02\n" +
 	"\x14ChangeClusterRequest\x12\x1f\n" +
 	"\n" +
 	"add_groups\x18\x01 \x01(\rH\x00R\taddGroups\x12#\n" +
@@ -4013,18 +4372,42 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"drain_node\x18\x03 \x01(\x04H\x00R\tdrainNode\x12#\n" +
 	"\fundrain_node\x18\x04 \x01(\x04H\x00R\vundrainNode\x12!\n" +
 	"\vremove_node\x18\x05 \x01(\x04H\x00R\n" +
-	"removeNode\x12\x17\n" +
+	"removeNode\x12@\n" +
+	"\rrecover_group\x18\n" +
+	" \x01(\v2\x19.flotilla.v1.RecoverGroupH\x00R\frecoverGroup\x12\x17\n" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x1b\n" +
 	"\tadd_nodes\x18\a \x03(\tR\baddNodes\x12\x1d\n" +
 	"\n" +
 	"lose_nodes\x18\b \x03(\x04R\tloseNodes\x12\x16\n" +
 	"\x06config\x18\t \x01(\x04R\x06configB\b\n" +
-	"\x06change\"\x84\x01\n" +
+	"\x06change\"8\n" +
+	"\fRecoverGroup\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\x04R\x04node\"\xb7\x01\n" +
 	"\x15ChangeClusterResponse\x12\x1d\n" +
 	"\n" +
 	"config_num\x18\x01 \x01(\x04R\tconfigNum\x12\x16\n" +
 	"\x06groups\x18\x02 \x03(\x04R\x06groups\x124\n" +
-	"\tforesight\x18\x03 \x01(\v2\x16.flotilla.v1.ForesightR\tforesight\"\xe1\x01\n" +
+	"\tforesight\x18\x03 \x01(\v2\x16.flotilla.v1.ForesightR\tforesight\x121\n" +
+	"\brecovery\x18\x04 \x01(\v2\x15.flotilla.v1.RecoveryR\brecovery\"\xa2\x01\n" +
+	"\bRecovery\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\x04R\x04node\x125\n" +
+	"\breplicas\x18\x03 \x03(\v2\x19.flotilla.v1.LocalReplicaR\breplicas\x12\x1d\n" +
+	"\n" +
+	"lost_nodes\x18\x04 \x03(\x04R\tlostNodes\x12\x16\n" +
+	"\x06moving\x18\x05 \x03(\x04R\x06moving\"\xe4\x01\n" +
+	"\fLocalReplica\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x02 \x01(\x04R\treplicaId\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\x04R\x06nodeId\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x04 \x01(\x04R\tlastIndex\x12\x1b\n" +
+	"\tlast_term\x18\x05 \x01(\x04R\blastTerm\x12\x16\n" +
+	"\x06commit\x18\x06 \x01(\x04R\x06commit\x12\x18\n" +
+	"\aapplied\x18\a \x01(\x04R\aapplied\x12\x18\n" +
+	"\asuspect\x18\b \x01(\bR\asuspect\"\xe1\x01\n" +
 	"\tForesight\x120\n" +
 	"\x06shards\x18\x01 \x03(\v2\x18.flotilla.v1.ShardChangeR\x06shards\x126\n" +
 	"\breplicas\x18\x02 \x03(\v2\x1a.flotilla.v1.ReplicaChangeR\breplicas\x123\n" +
@@ -4095,7 +4478,7 @@ func file_flotilla_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_flotilla_v1_cluster_proto_rawDescData
 }
 
-var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_flotilla_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*InitRequest)(nil),           // 0: flotilla.v1.InitRequest
 	(*InitResponse)(nil),          // 1: flotilla.v1.InitResponse
@@ -4125,30 +4508,34 @@ var file_flotilla_v1_cluster_proto_goTypes = []any{
 	(*ListEventsResponse)(nil),    // 25: flotilla.v1.ListEventsResponse
 	(*Event)(nil),                 // 26: flotilla.v1.Event
 	(*ExecuteRequest)(nil),        // 27: flotilla.v1.ExecuteRequest
-	(*ImportShard)(nil),           // 28: flotilla.v1.ImportShard
-	(*MoveReport)(nil),            // 29: flotilla.v1.MoveReport
-	(*TransferLeader)(nil),        // 30: flotilla.v1.TransferLeader
-	(*ChangeMembership)(nil),      // 31: flotilla.v1.ChangeMembership
-	(*Birth)(nil),                 // 32: flotilla.v1.Birth
-	(*ExecuteResponse)(nil),       // 33: flotilla.v1.ExecuteResponse
-	(*ReplicaStateRequest)(nil),   // 34: flotilla.v1.ReplicaStateRequest
-	(*ReplicaStateResponse)(nil),  // 35: flotilla.v1.ReplicaStateResponse
-	(*MoveShardRequest)(nil),      // 36: flotilla.v1.MoveShardRequest
-	(*MoveShardResponse)(nil),     // 37: flotilla.v1.MoveShardResponse
-	(*CancelMoveRequest)(nil),     // 38: flotilla.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),    // 39: flotilla.v1.CancelMoveResponse
-	(*ListMovesRequest)(nil),      // 40: flotilla.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),     // 41: flotilla.v1.ListMovesResponse
-	(*Move)(nil),                  // 42: flotilla.v1.Move
-	(*ChangeClusterRequest)(nil),  // 43: flotilla.v1.ChangeClusterRequest
-	(*ChangeClusterResponse)(nil), // 44: flotilla.v1.ChangeClusterResponse
-	(*Foresight)(nil),             // 45: flotilla.v1.Foresight
-	(*ShardChange)(nil),           // 46: flotilla.v1.ShardChange
-	(*ReplicaChange)(nil),         // 47: flotilla.v1.ReplicaChange
-	(*LeaderChange)(nil),          // 48: flotilla.v1.LeaderChange
-	(*ExplainRequest)(nil),        // 49: flotilla.v1.ExplainRequest
-	(*Explanation)(nil),           // 50: flotilla.v1.Explanation
-	(*Candidate)(nil),             // 51: flotilla.v1.Candidate
+	(*Recover)(nil),               // 28: flotilla.v1.Recover
+	(*ImportShard)(nil),           // 29: flotilla.v1.ImportShard
+	(*MoveReport)(nil),            // 30: flotilla.v1.MoveReport
+	(*TransferLeader)(nil),        // 31: flotilla.v1.TransferLeader
+	(*ChangeMembership)(nil),      // 32: flotilla.v1.ChangeMembership
+	(*Birth)(nil),                 // 33: flotilla.v1.Birth
+	(*ExecuteResponse)(nil),       // 34: flotilla.v1.ExecuteResponse
+	(*ReplicaStateRequest)(nil),   // 35: flotilla.v1.ReplicaStateRequest
+	(*ReplicaStateResponse)(nil),  // 36: flotilla.v1.ReplicaStateResponse
+	(*MoveShardRequest)(nil),      // 37: flotilla.v1.MoveShardRequest
+	(*MoveShardResponse)(nil),     // 38: flotilla.v1.MoveShardResponse
+	(*CancelMoveRequest)(nil),     // 39: flotilla.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),    // 40: flotilla.v1.CancelMoveResponse
+	(*ListMovesRequest)(nil),      // 41: flotilla.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),     // 42: flotilla.v1.ListMovesResponse
+	(*Move)(nil),                  // 43: flotilla.v1.Move
+	(*ChangeClusterRequest)(nil),  // 44: flotilla.v1.ChangeClusterRequest
+	(*RecoverGroup)(nil),          // 45: flotilla.v1.RecoverGroup
+	(*ChangeClusterResponse)(nil), // 46: flotilla.v1.ChangeClusterResponse
+	(*Recovery)(nil),              // 47: flotilla.v1.Recovery
+	(*LocalReplica)(nil),          // 48: flotilla.v1.LocalReplica
+	(*Foresight)(nil),             // 49: flotilla.v1.Foresight
+	(*ShardChange)(nil),           // 50: flotilla.v1.ShardChange
+	(*ReplicaChange)(nil),         // 51: flotilla.v1.ReplicaChange
+	(*LeaderChange)(nil),          // 52: flotilla.v1.LeaderChange
+	(*ExplainRequest)(nil),        // 53: flotilla.v1.ExplainRequest
+	(*Explanation)(nil),           // 54: flotilla.v1.Explanation
+	(*Candidate)(nil),             // 55: flotilla.v1.Candidate
 }
 var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	6,  // 0: flotilla.v1.RegisterResponse.map:type_name -> flotilla.v1.ShardMap
@@ -4159,67 +4546,72 @@ var file_flotilla_v1_cluster_proto_depIdxs = []int32{
 	13, // 5: flotilla.v1.ClusterStatus.nodes:type_name -> flotilla.v1.NodeStatus
 	14, // 6: flotilla.v1.ClusterStatus.groups:type_name -> flotilla.v1.GroupStatus
 	16, // 7: flotilla.v1.ClusterStatus.shards:type_name -> flotilla.v1.ShardStatus
-	42, // 8: flotilla.v1.ClusterStatus.moves:type_name -> flotilla.v1.Move
+	43, // 8: flotilla.v1.ClusterStatus.moves:type_name -> flotilla.v1.Move
 	19, // 9: flotilla.v1.ClusterStatus.loads:type_name -> flotilla.v1.GroupLoad
 	10, // 10: flotilla.v1.NodeStatus.node:type_name -> flotilla.v1.Node
 	15, // 11: flotilla.v1.GroupStatus.replicas:type_name -> flotilla.v1.ReplicaStatus
 	14, // 12: flotilla.v1.NodeReport.groups:type_name -> flotilla.v1.GroupStatus
 	16, // 13: flotilla.v1.NodeReport.shards:type_name -> flotilla.v1.ShardStatus
-	29, // 14: flotilla.v1.NodeReport.moves:type_name -> flotilla.v1.MoveReport
+	30, // 14: flotilla.v1.NodeReport.moves:type_name -> flotilla.v1.MoveReport
 	19, // 15: flotilla.v1.NodeReport.loads:type_name -> flotilla.v1.GroupLoad
-	20, // 16: flotilla.v1.GroupLoad.shards:type_name -> flotilla.v1.ShardLoad
-	21, // 17: flotilla.v1.ShardLoad.hot_keys:type_name -> flotilla.v1.HotKey
-	8,  // 18: flotilla.v1.Config.groups:type_name -> flotilla.v1.Group
-	26, // 19: flotilla.v1.ListEventsResponse.events:type_name -> flotilla.v1.Event
-	30, // 20: flotilla.v1.ExecuteRequest.transfer_leader:type_name -> flotilla.v1.TransferLeader
-	31, // 21: flotilla.v1.ExecuteRequest.change_membership:type_name -> flotilla.v1.ChangeMembership
-	32, // 22: flotilla.v1.ExecuteRequest.birth:type_name -> flotilla.v1.Birth
-	28, // 23: flotilla.v1.ExecuteRequest.import_shard:type_name -> flotilla.v1.ImportShard
-	9,  // 24: flotilla.v1.ChangeMembership.members:type_name -> flotilla.v1.GroupMember
-	29, // 25: flotilla.v1.ExecuteResponse.move:type_name -> flotilla.v1.MoveReport
-	42, // 26: flotilla.v1.ListMovesResponse.moves:type_name -> flotilla.v1.Move
-	45, // 27: flotilla.v1.ChangeClusterResponse.foresight:type_name -> flotilla.v1.Foresight
-	46, // 28: flotilla.v1.Foresight.shards:type_name -> flotilla.v1.ShardChange
-	47, // 29: flotilla.v1.Foresight.replicas:type_name -> flotilla.v1.ReplicaChange
-	48, // 30: flotilla.v1.Foresight.leaders:type_name -> flotilla.v1.LeaderChange
-	51, // 31: flotilla.v1.Explanation.candidates:type_name -> flotilla.v1.Candidate
-	26, // 32: flotilla.v1.Explanation.events:type_name -> flotilla.v1.Event
-	50, // 33: flotilla.v1.Explanation.parts:type_name -> flotilla.v1.Explanation
-	0,  // 34: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
-	2,  // 35: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
-	4,  // 36: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
-	5,  // 37: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
-	11, // 38: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
-	17, // 39: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
-	22, // 40: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
-	24, // 41: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
-	27, // 42: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
-	34, // 43: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
-	36, // 44: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
-	38, // 45: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
-	40, // 46: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
-	43, // 47: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
-	49, // 48: flotilla.v1.Cluster.Explain:input_type -> flotilla.v1.ExplainRequest
-	1,  // 49: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
-	3,  // 50: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
-	6,  // 51: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
-	6,  // 52: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
-	12, // 53: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
-	18, // 54: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
-	23, // 55: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
-	25, // 56: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
-	33, // 57: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
-	35, // 58: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
-	37, // 59: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
-	39, // 60: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
-	41, // 61: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
-	44, // 62: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
-	50, // 63: flotilla.v1.Cluster.Explain:output_type -> flotilla.v1.Explanation
-	49, // [49:64] is the sub-list for method output_type
-	34, // [34:49] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	48, // 16: flotilla.v1.NodeReport.replica:type_name -> flotilla.v1.LocalReplica
+	20, // 17: flotilla.v1.GroupLoad.shards:type_name -> flotilla.v1.ShardLoad
+	21, // 18: flotilla.v1.ShardLoad.hot_keys:type_name -> flotilla.v1.HotKey
+	8,  // 19: flotilla.v1.Config.groups:type_name -> flotilla.v1.Group
+	26, // 20: flotilla.v1.ListEventsResponse.events:type_name -> flotilla.v1.Event
+	31, // 21: flotilla.v1.ExecuteRequest.transfer_leader:type_name -> flotilla.v1.TransferLeader
+	32, // 22: flotilla.v1.ExecuteRequest.change_membership:type_name -> flotilla.v1.ChangeMembership
+	33, // 23: flotilla.v1.ExecuteRequest.birth:type_name -> flotilla.v1.Birth
+	29, // 24: flotilla.v1.ExecuteRequest.import_shard:type_name -> flotilla.v1.ImportShard
+	28, // 25: flotilla.v1.ExecuteRequest.recover:type_name -> flotilla.v1.Recover
+	9,  // 26: flotilla.v1.ChangeMembership.members:type_name -> flotilla.v1.GroupMember
+	30, // 27: flotilla.v1.ExecuteResponse.move:type_name -> flotilla.v1.MoveReport
+	43, // 28: flotilla.v1.ListMovesResponse.moves:type_name -> flotilla.v1.Move
+	45, // 29: flotilla.v1.ChangeClusterRequest.recover_group:type_name -> flotilla.v1.RecoverGroup
+	49, // 30: flotilla.v1.ChangeClusterResponse.foresight:type_name -> flotilla.v1.Foresight
+	47, // 31: flotilla.v1.ChangeClusterResponse.recovery:type_name -> flotilla.v1.Recovery
+	48, // 32: flotilla.v1.Recovery.replicas:type_name -> flotilla.v1.LocalReplica
+	50, // 33: flotilla.v1.Foresight.shards:type_name -> flotilla.v1.ShardChange
+	51, // 34: flotilla.v1.Foresight.replicas:type_name -> flotilla.v1.ReplicaChange
+	52, // 35: flotilla.v1.Foresight.leaders:type_name -> flotilla.v1.LeaderChange
+	55, // 36: flotilla.v1.Explanation.candidates:type_name -> flotilla.v1.Candidate
+	26, // 37: flotilla.v1.Explanation.events:type_name -> flotilla.v1.Event
+	54, // 38: flotilla.v1.Explanation.parts:type_name -> flotilla.v1.Explanation
+	0,  // 39: flotilla.v1.Cluster.Init:input_type -> flotilla.v1.InitRequest
+	2,  // 40: flotilla.v1.Cluster.Register:input_type -> flotilla.v1.RegisterRequest
+	4,  // 41: flotilla.v1.Cluster.GetMap:input_type -> flotilla.v1.GetMapRequest
+	5,  // 42: flotilla.v1.Cluster.WatchMap:input_type -> flotilla.v1.WatchMapRequest
+	11, // 43: flotilla.v1.Cluster.GetStatus:input_type -> flotilla.v1.GetStatusRequest
+	17, // 44: flotilla.v1.Cluster.GetNodeReport:input_type -> flotilla.v1.GetNodeReportRequest
+	22, // 45: flotilla.v1.Cluster.GetConfig:input_type -> flotilla.v1.GetConfigRequest
+	24, // 46: flotilla.v1.Cluster.ListEvents:input_type -> flotilla.v1.ListEventsRequest
+	27, // 47: flotilla.v1.Cluster.Execute:input_type -> flotilla.v1.ExecuteRequest
+	35, // 48: flotilla.v1.Cluster.ReplicaState:input_type -> flotilla.v1.ReplicaStateRequest
+	37, // 49: flotilla.v1.Cluster.MoveShard:input_type -> flotilla.v1.MoveShardRequest
+	39, // 50: flotilla.v1.Cluster.CancelMove:input_type -> flotilla.v1.CancelMoveRequest
+	41, // 51: flotilla.v1.Cluster.ListMoves:input_type -> flotilla.v1.ListMovesRequest
+	44, // 52: flotilla.v1.Cluster.ChangeCluster:input_type -> flotilla.v1.ChangeClusterRequest
+	53, // 53: flotilla.v1.Cluster.Explain:input_type -> flotilla.v1.ExplainRequest
+	1,  // 54: flotilla.v1.Cluster.Init:output_type -> flotilla.v1.InitResponse
+	3,  // 55: flotilla.v1.Cluster.Register:output_type -> flotilla.v1.RegisterResponse
+	6,  // 56: flotilla.v1.Cluster.GetMap:output_type -> flotilla.v1.ShardMap
+	6,  // 57: flotilla.v1.Cluster.WatchMap:output_type -> flotilla.v1.ShardMap
+	12, // 58: flotilla.v1.Cluster.GetStatus:output_type -> flotilla.v1.ClusterStatus
+	18, // 59: flotilla.v1.Cluster.GetNodeReport:output_type -> flotilla.v1.NodeReport
+	23, // 60: flotilla.v1.Cluster.GetConfig:output_type -> flotilla.v1.Config
+	25, // 61: flotilla.v1.Cluster.ListEvents:output_type -> flotilla.v1.ListEventsResponse
+	34, // 62: flotilla.v1.Cluster.Execute:output_type -> flotilla.v1.ExecuteResponse
+	36, // 63: flotilla.v1.Cluster.ReplicaState:output_type -> flotilla.v1.ReplicaStateResponse
+	38, // 64: flotilla.v1.Cluster.MoveShard:output_type -> flotilla.v1.MoveShardResponse
+	40, // 65: flotilla.v1.Cluster.CancelMove:output_type -> flotilla.v1.CancelMoveResponse
+	42, // 66: flotilla.v1.Cluster.ListMoves:output_type -> flotilla.v1.ListMovesResponse
+	46, // 67: flotilla.v1.Cluster.ChangeCluster:output_type -> flotilla.v1.ChangeClusterResponse
+	54, // 68: flotilla.v1.Cluster.Explain:output_type -> flotilla.v1.Explanation
+	54, // [54:69] is the sub-list for method output_type
+	39, // [39:54] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_flotilla_v1_cluster_proto_init() }
@@ -4232,15 +4624,17 @@ func file_flotilla_v1_cluster_proto_init() {
 		(*ExecuteRequest_ChangeMembership)(nil),
 		(*ExecuteRequest_Birth)(nil),
 		(*ExecuteRequest_ImportShard)(nil),
+		(*ExecuteRequest_Recover)(nil),
 	}
-	file_flotilla_v1_cluster_proto_msgTypes[43].OneofWrappers = []any{
+	file_flotilla_v1_cluster_proto_msgTypes[44].OneofWrappers = []any{
 		(*ChangeClusterRequest_AddGroups)(nil),
 		(*ChangeClusterRequest_RemoveGroup)(nil),
 		(*ChangeClusterRequest_DrainNode)(nil),
 		(*ChangeClusterRequest_UndrainNode)(nil),
 		(*ChangeClusterRequest_RemoveNode)(nil),
+		(*ChangeClusterRequest_RecoverGroup)(nil),
 	}
-	file_flotilla_v1_cluster_proto_msgTypes[49].OneofWrappers = []any{
+	file_flotilla_v1_cluster_proto_msgTypes[53].OneofWrappers = []any{
 		(*ExplainRequest_Shard)(nil),
 		(*ExplainRequest_Group)(nil),
 		(*ExplainRequest_Node)(nil),
@@ -4252,7 +4646,7 @@ func file_flotilla_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flotilla_v1_cluster_proto_rawDesc), len(file_flotilla_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
