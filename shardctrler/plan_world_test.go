@@ -5,7 +5,6 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -281,7 +280,10 @@ func (w *planWorld) check() {
 			w.Fatalf("shard %d is at group %d, wished at %d", i, at.Group, s.config().Owners[i])
 		}
 	}
-	w.checkExplained()
+	var err error
+	if w.explained, err = CheckExplained(w.state, w.observe(), w.explained); err != nil {
+		w.Fatal(err)
+	}
 	load := make(map[raft.NodeID]int)
 	complete := true
 	for _, g := range s.Groups {
@@ -360,63 +362,6 @@ func (w *planWorld) checkZones(p *planner, g Group) {
 		for zone, n := range inZone {
 			if !has[site.ID] && n >= inZone[site.Zone]+2 {
 				w.Fatalf("group %d has %d replicas in zone %q and %d in zone %q, where node %d has none: %s", g.ID, n, zone, inZone[site.Zone], site.Zone, site.ID, membersText(g.Members))
-			}
-		}
-	}
-}
-
-// checkExplained: whatever is asked about has an answer, and every place where it
-// could be has a reason for or against.
-func (w *planWorld) checkExplained() {
-	s, o := w.state, w.observe()
-	var all []*Explanation
-	add := func(x *Explanation, err error) {
-		if err != nil {
-			w.Fatal(err)
-		}
-		all = append(all, x)
-	}
-	for _, g := range s.Groups {
-		add(ExplainGroup(s, o, g.ID))
-		for _, c := range all[len(all)-1].Candidates {
-			is := slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return uint64(m.Node) == c.ID })
-			if c.Chosen != is {
-				w.Fatalf("group %d has members %s; node %d: %+v", g.ID, membersText(g.Members), c.ID, c)
-			}
-		}
-	}
-	for _, n := range s.Nodes {
-		add(ExplainNode(s, o, n.ID))
-	}
-	for i := 0; i < len(s.Shards); i += 7 {
-		x, err := ExplainShard(s, o, shardmap.ShardID(i))
-		add(x, err)
-		chosen := slices.IndexFunc(x.Candidates, func(c Candidate) bool { return c.Chosen })
-		if len(s.Configs) > 0 && (chosen < 0 || raft.GroupID(x.Candidates[chosen].ID) != s.Shards[i].Group) {
-			w.Fatalf("shard %d is at group %d: %+v", i, s.Shards[i].Group, x.Candidates)
-		}
-	}
-	for _, d := range s.Decisions {
-		if d.ID <= w.explained {
-			continue
-		}
-		w.explained = d.ID
-		x, err := ExplainDecision(s, d.ID)
-		add(x, err)
-		if text := strings.Join(x.Facts, "\n"); !strings.Contains(text, "decided again from the same, it is the same") || strings.Contains(text, "forgotten") {
-			w.Fatalf("decision %d:\n%s", d.ID, text)
-		}
-		for _, part := range x.Parts {
-			add(part, nil)
-		}
-	}
-	for _, x := range all {
-		if len(x.Facts) == 0 {
-			w.Fatalf("%s: nothing is known", x.Subject)
-		}
-		for _, c := range x.Candidates {
-			if len(c.For)+len(c.Against) == 0 {
-				w.Fatalf("%s: no reason for or against %d", x.Subject, c.ID)
 			}
 		}
 	}

@@ -284,6 +284,9 @@ func (n *node) leaderChanged(c multiraft.LeaderChange) {
 
 // governs tells whether this node leads the config group.
 func (n *node) governs() bool {
+	if !n.up() || n.host == nil {
+		return false
+	}
 	leader, _, known := n.host.Leader(raft.ConfigGroup)
 	return known && leader.Node == n.id && n.control.machine != nil
 }

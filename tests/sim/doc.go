@@ -30,6 +30,7 @@
 //	One Owner              a shard has one group in one generation (state.go)
 //	Replay                 decisions taken again from what is kept of them are the same (state.go)
 //	Equal Replicas         replicas at one applied index hold the same bytes (state.go)
+//	Explained              what is asked about shards, groups, nodes and decisions is answered, and true (state.go)
 //	Equal Histories        a version of a shard is one change, wherever it is told (state.go)
 //	Linearizability        of every key, unknown outcomes left open (history.go)
 //	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that

@@ -208,6 +208,7 @@ func (w *world) finish() {
 	}
 	w.states.checkTable()
 	w.states.checkDecisions()
+	w.states.checkExplained()
 	for o := range w.states.owners {
 		w.counts.Moved += int(o.generation) - 1 // of those that own them now
 	}

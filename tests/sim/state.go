@@ -18,8 +18,10 @@ type stateChecker struct {
 	digests map[raft.GroupID]map[raft.Index]digest
 	owners  map[owned]raft.GroupID
 	decided shardctrler.DecisionID // through which decisions were taken again
-	changes map[changeID]told
-	seen    map[*shardkv.Server]seenChanges // the servers' lives end, and their histories with them
+	// Likewise, explained.
+	explained shardctrler.DecisionID
+	changes   map[changeID]told
+	seen      map[*shardkv.Server]seenChanges // the servers' lives end, and their histories with them
 }
 
 // changeID is a write of a shard, under its version.
@@ -177,6 +179,25 @@ func (c *stateChecker) checkDecisions() {
 			if differs, err := d.Replay(); err != nil || differs != "" {
 				c.w.fail("Replay", "decision %d: %s, %v", d.ID, differs, err)
 			}
+		}
+	}
+}
+
+// checkExplained: whatever is asked about at who leads the config group has a true
+// answer.
+func (c *stateChecker) checkExplained() {
+	for _, n := range c.w.nodes {
+		if n.wiped || !n.governs() {
+			continue
+		}
+		s := n.control.machine.State()
+		var o shardctrler.Observed
+		for _, other := range s.Nodes {
+			o.Nodes = append(o.Nodes, shardctrler.ObservedNode{ID: other.ID, Alive: n.Alive(other.ID)})
+		}
+		var err error
+		if c.explained, err = shardctrler.CheckExplained(s, o, c.explained); err != nil {
+			c.w.fail("Explained", "%v", err)
 		}
 	}
 }
