@@ -1,6 +1,8 @@
 package node
 
 import (
+	"time"
+
 	"github.com/flotilla-kv/flotilla/raft"
 	"github.com/flotilla-kv/flotilla/shardkv"
 )
@@ -23,10 +25,11 @@ func (n *Node) kvOptions() shardkv.Options {
 			}
 			return 0
 		},
-		Address:   n.address,
-		HasQuorum: n.hasQuorum,
-		Pull:      newPuller(n).pull,
-		Logger:    n.logger,
+		Address:    n.address,
+		HasQuorum:  n.hasQuorum,
+		Pull:       newPuller(n).pull,
+		MovePaused: func(d time.Duration) { n.metrics.pause.Observe(d.Seconds()) },
+		Logger:     n.logger,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	flotillav1 "github.com/flotilla-kv/flotilla/api/flotilla/v1"
 	"github.com/flotilla-kv/flotilla/client"
 	"github.com/flotilla-kv/flotilla/raft"
+	"github.com/flotilla-kv/flotilla/shardkv"
 )
 
 // follower is a copy of keys that a watch keeps, and what it has been told.
@@ -176,6 +178,23 @@ func TestWatchesGoOnWhereShardsMove(t *testing.T) {
 			want = l.acked
 		}
 		awaitTold(t, f, want)
+	}
+	told := func(f *follower) uint64 {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return uint64(f.events)
+	}
+	heard := told(one) + told(all)
+	var sum shardkv.Stats
+	for _, n := range nodes {
+		s := n.kv.Stats()
+		sum.Watches, sum.WatchEvents, sum.ShardsMoved = sum.Watches+s.Watches, sum.WatchEvents+s.WatchEvents, sum.ShardsMoved+s.ShardsMoved
+	}
+	if sum.Watches == 0 || sum.WatchEvents < heard || sum.ShardsMoved == 0 || sum.ShardsMoved > moves {
+		t.Errorf("the nodes have counted %+v", sum)
+	}
+	if _, page := get(t, nodes[0], "/metrics"); !strings.Contains(page, "flotilla_watch_events_total") || !strings.Contains(page, "flotilla_shard_move_pause_seconds_count") {
+		t.Errorf("/metrics lacks series:\n%.2000s", page)
 	}
 	close(done)
 	followers.Wait()

@@ -277,6 +277,9 @@ func (s *Server) proposeEntries(host Host, g *group, v *mover, entries []*move, 
 				a, ok := res.Value.(*answer)
 				applied = applied && res.Err == nil && ok && a.refused == flotillav1.Code_OK
 				if left--; left == 0 {
+					if v.activate && applied {
+						s.movePaused(v.pausedFor(now))
+					}
 					v.proposed(now, applied)
 				}
 			})

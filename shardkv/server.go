@@ -51,8 +51,11 @@ type Options struct {
 	// Pull asks the leader of a group, wherever it is, for its part of a move.
 	// done is called once, from any goroutine; nil: nothing was heard. It may be
 	// nil: then no shard comes to the groups of this node.
-	Pull   func(q *flotillav1.PullRequest, done func(*flotillav1.PullResponse))
-	Logger *slog.Logger
+	Pull func(q *flotillav1.PullRequest, done func(*flotillav1.PullResponse))
+	// MovePaused hears for how long requests for a shard waited that has come
+	// here. It may be nil.
+	MovePaused func(time.Duration)
+	Logger     *slog.Logger
 	// Manual: no goroutines; the caller drives with RunOnce.
 	Manual bool
 }
@@ -79,6 +82,7 @@ type Server struct {
 	scans   *scans
 	watches watches
 	history atomic.Int64 // bytes that histories may still take
+	stats   stats
 
 	host   atomic.Pointer[Host]
 	groups sync.Map // raft.GroupID -> *group

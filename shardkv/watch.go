@@ -339,7 +339,7 @@ func (w *watch) judge() {
 		w.unsettled = w.unsettled || !c.begun || !c.now.served
 		switch {
 		case c.begun && c.version < c.now.begin:
-			w.compacted(id, c)
+			w.compacted(id, c.now.begin)
 		case c.begun:
 		case c.now.served:
 			w.begin(id, c)
@@ -360,7 +360,7 @@ func (w *watch) begin(id shardmap.ShardID, c *watchCursor) {
 	default:
 		// A version that the shard has not reached is from another life of it.
 		if c.version = c.from.GetVersion(); c.version < c.now.begin || c.version > c.now.through {
-			w.compacted(id, c)
+			w.compacted(id, c.now.begin)
 			return
 		}
 	}
@@ -370,10 +370,6 @@ func (w *watch) begin(id shardmap.ShardID, c *watchCursor) {
 func (w *watch) begun(id shardmap.ShardID, c *watchCursor) {
 	c.begun, c.told = true, c.version
 	w.say(&flotillav1.WatchPart{Kind: flotillav1.WatchPart_BEGIN, Shard: uint64(id), Version: c.version})
-}
-
-func (w *watch) compacted(id shardmap.ShardID, c *watchCursor) {
-	w.end(id, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_COMPACTED, Version: c.now.begin})
 }
 
 // end ends a shard's watch.
@@ -469,7 +465,13 @@ func (w *watch) tellEvent(e *event, c *watchCursor) error {
 // lost ends a shard's watch at an event that cannot be told.
 func (w *watch) lost(e *event, c *watchCursor) {
 	w.closePart(e.shard, c, e.version-1)
-	w.end(e.shard, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_COMPACTED, Version: e.version})
+	w.compacted(e.shard, e.version)
+}
+
+// compacted ends a shard's watch where what was before a version is not told.
+func (w *watch) compacted(id shardmap.ShardID, version uint64) {
+	w.server.stats.watchesCompacted.Add(1)
+	w.end(id, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_COMPACTED, Version: version})
 }
 
 // stillThere finds the value of an event that was too large to keep, unless the
@@ -546,6 +548,9 @@ func (w *watch) flush(always bool) error {
 		return nil
 	}
 	out := w.out
+	for _, part := range out.Parts {
+		w.server.stats.watchEvents.Add(uint64(len(part.Events)))
+	}
 	w.out, w.size = new(flotillav1.WatchResponse), 0
 	return w.send(out)
 }
