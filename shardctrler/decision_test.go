@@ -136,6 +136,10 @@ func TestALatePlanIsKeptAsItWasMade(t *testing.T) {
 	if len(refused) < 2 || refused[0] == nil || refused[1] != nil {
 		t.Fatalf("answered %v", refused)
 	}
+	order, err := ExplainDecision(r.state, r.state.Decisions[0].ID)
+	if err != nil || len(order.Parts) != 1 || len(order.Parts[0].Candidates) != 4 || !strings.Contains(order.Parts[0].Candidates[1].For[0], "gets 2") {
+		t.Errorf("the order is explained by %+v, %v", order, err)
+	}
 	d := r.state.Decisions[1] // behind the order
 	if d.Made[0] != 0 || d.Made[1] == 0 {
 		t.Errorf("made %v", d.Made)

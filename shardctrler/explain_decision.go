@@ -222,11 +222,41 @@ func (x *Explanation) parts(then scene, d *Decision) {
 			add(ExplainGroup(then.state, then.observed, g))
 		}
 	}
-	if c, err := DecodeCommand(d.Order); err == nil {
-		if order, is := c.(OrderMove); is {
-			add(ExplainShard(then.state, then.observed, order.Shard))
+	switch order, _ := DecodeCommand(d.Order); order := order.(type) {
+	case OrderMove:
+		add(ExplainShard(then.state, then.observed, order.Shard))
+	case AddGroups:
+		add(placesOf(then.state, order), nil)
+	}
+}
+
+// placesOf says where groups that an operator adds are put, and why not elsewhere.
+func placesOf(then *State, order AddGroups) *Explanation {
+	x := &Explanation{Subject: "the nodes of the new groups"}
+	x.fact("groups go to the nodes that carry the least, each to as many zones as there are")
+	has := make(map[raft.NodeID]int)
+	for _, g := range order.Groups {
+		x.fact("a group is put on nodes %v", g.Nodes)
+		for _, id := range g.Nodes {
+			has[id]++
 		}
 	}
+	for _, n := range then.Nodes {
+		c := Candidate{ID: uint64(n.ID), Name: n.Name, Chosen: has[n.ID] > 0}
+		carries := fmt.Sprintf("it had %d replicas, in zone %q", then.replicasAt(n.ID), n.Zone)
+		switch {
+		case n.State == shardmap.NodeRemoved:
+			continue
+		case c.Chosen:
+			c.For = append(c.For, fmt.Sprintf("%s, and gets %d", carries, has[n.ID]))
+		case n.State != shardmap.NodeUp:
+			c.Against = append(c.Against, fmt.Sprintf("it was %v", n.State))
+		default:
+			c.Against = append(c.Against, carries)
+		}
+		x.Candidates = append(x.Candidates, c)
+	}
+	return x
 }
 
 // groupOf is the group that an operation is about.
