@@ -30,7 +30,7 @@ func (r *Raft) admit(m *Message) error {
 		return fmt.Errorf("%w: %d, this is %d", ErrWrongReplica, m.To, r.self)
 	case m.From == 0 || m.From == r.self:
 		return fmt.Errorf("%w: message from %d to %d", ErrUnknownReplica, m.From, m.To)
-	case m.From < r.memberships.current().Floor && !r.memberships.knows(m.From):
+	case r.memberships.current().lost(m.From):
 		return fmt.Errorf("%w: replica %d is of before the group was recovered", ErrUnknownReplica, m.From)
 	case m.Term == 0 || m.Term > maxTerm || m.Term > r.currentTerm && m.Term-r.currentTerm > maxTermJump:
 		return fmt.Errorf("%w: %d from replica %d, current is %d", ErrTermJump, m.Term, m.From, r.currentTerm)

@@ -115,7 +115,7 @@ func hostile(t *testing.T, data []byte) {
 			r.Campaign()
 		default:
 			m := raft.Message{Group: rafttest.Group, From: raft.ReplicaID(d.number()), To: 1, Term: raft.Term(d.number()), Body: d.body()}
-			if s, ok := m.Body.(*raft.InstallSnapshot); ok && !r.WantsSnapshot(m.Term, s.Snapshot.Index) {
+			if s, ok := m.Body.(*raft.InstallSnapshot); ok && !r.WantsSnapshot(m.From, m.Term, s.Snapshot.Index) {
 				continue // the driver's part of the contract
 			}
 			_ = r.Step(m)
@@ -363,7 +363,7 @@ func crowd(t *testing.T, data []byte) {
 // hear steps a message, unless it is a snapshot that a driver would not have put
 // in place.
 func hear(r *raft.Raft, m raft.Message) {
-	if s, ok := m.Body.(*raft.InstallSnapshot); ok && !r.WantsSnapshot(m.Term, s.Snapshot.Index) {
+	if s, ok := m.Body.(*raft.InstallSnapshot); ok && !r.WantsSnapshot(m.From, m.Term, s.Snapshot.Index) {
 		return
 	}
 	_ = r.Step(m)

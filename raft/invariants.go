@@ -118,7 +118,7 @@ func (r *Raft) checkRole() error {
 		if r.votedFor != r.self {
 			return fmt.Errorf("voted for %d", r.votedFor)
 		}
-		if r.suspicion.on {
+		if r.suspicion.on && !(r.role == Candidate && r.recovering()) {
 			return fmt.Errorf("is suspect")
 		}
 	}

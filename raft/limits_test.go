@@ -420,11 +420,11 @@ func TestMembershipCodec(t *testing.T) {
 		{},
 		{Epoch: 1, Voters: members(1)},
 		{Epoch: 1 << 60, Voters: members(1, 2, 300), Outgoing: members(2, 7), Learners: members(7, 1<<50)},
-		{Epoch: 9, Voters: members(3), Floor: 1 << 40},
+		{Epoch: 9, Voters: members(3), Floor: 1 << 40, Survivor: 3},
 	} {
 		b := m.Encode()
 		got, err := raft.DecodeMembership(b)
-		if err != nil || got.Epoch != m.Epoch || !slices.Equal(got.Voters, m.Voters) || !slices.Equal(got.Outgoing, m.Outgoing) || !slices.Equal(got.Learners, m.Learners) || got.Floor != m.Floor {
+		if err != nil || got.Epoch != m.Epoch || !slices.Equal(got.Voters, m.Voters) || !slices.Equal(got.Outgoing, m.Outgoing) || !slices.Equal(got.Learners, m.Learners) || got.Floor != m.Floor || got.Survivor != m.Survivor {
 			t.Errorf("%+v comes back as %+v, %v", m, got, err)
 		}
 		for cut := range len(b) {

@@ -10,10 +10,11 @@ import (
 // voters; a larger number is damage, and refused.
 const maxMembers = 32
 
-// The first byte of an encoded membership: without a floor, and with one.
+// The first byte of an encoded membership, and of one of a group that was
+// recovered.
 const (
-	membershipVersion      = 1
-	membershipVersionFloor = 2
+	membershipVersion          = 1
+	membershipVersionRecovered = 2
 )
 
 // Joint tells whether decisions need a majority of both Voters and Outgoing.
@@ -49,6 +50,9 @@ func (m *Membership) All() []Member {
 	sortMembers(all)
 	return all
 }
+
+// lost tells whether the group was recovered from the replica.
+func (m *Membership) lost(id ReplicaID) bool { return id < m.Floor && id != m.Survivor }
 
 // hasQuorum tells whether those for whom yes holds can decide.
 func (m *Membership) hasQuorum(yes func(ReplicaID) bool) bool {
@@ -160,14 +164,14 @@ func (m *Membership) validate() error {
 
 // Encode gives the bytes of a membership entry:
 //
-//	version 1 B | epoch uvarint | voters | outgoing | learners | floor uvarint
+//	version 1 B | epoch uvarint | voters | outgoing | learners | floor uvarint | survivor uvarint
 //
-// in version 1 without the floor, each list being: count uvarint | (replica uvarint | node uvarint)*.
+// in version 1 without the last two, each list being: count uvarint | (replica uvarint | node uvarint)*.
 func (m *Membership) Encode() []byte {
 	b := make([]byte, 0, 16+8*(len(m.Voters)+len(m.Outgoing)+len(m.Learners)))
 	version := byte(membershipVersion)
 	if m.Floor > 0 {
-		version = membershipVersionFloor
+		version = membershipVersionRecovered
 	}
 	b = append(b, version)
 	b = binary.AppendUvarint(b, m.Epoch)
@@ -180,6 +184,7 @@ func (m *Membership) Encode() []byte {
 	}
 	if m.Floor > 0 {
 		b = binary.AppendUvarint(b, uint64(m.Floor))
+		b = binary.AppendUvarint(b, uint64(m.Survivor))
 	}
 	return b
 }
@@ -189,13 +194,13 @@ func (m *Membership) Encode() []byte {
 func DecodeMembership(b []byte) (Membership, error) {
 	d := membershipDecoder{rest: b}
 	version := d.byte()
-	if version != membershipVersion && version != membershipVersionFloor && !d.bad {
-		return Membership{}, fmt.Errorf("raft: membership of version %d, known are %d and %d", version, membershipVersion, membershipVersionFloor)
+	if version != membershipVersion && version != membershipVersionRecovered && !d.bad {
+		return Membership{}, fmt.Errorf("raft: membership of version %d, known are %d and %d", version, membershipVersion, membershipVersionRecovered)
 	}
 	m := Membership{Epoch: d.uvarint()}
 	m.Voters, m.Outgoing, m.Learners = d.members(), d.members(), d.members()
-	if version == membershipVersionFloor {
-		m.Floor = ReplicaID(d.uvarint())
+	if version == membershipVersionRecovered {
+		m.Floor, m.Survivor = ReplicaID(d.uvarint()), ReplicaID(d.uvarint())
 		d.bad = d.bad || m.Floor == 0
 	}
 	if d.bad || len(d.rest) > 0 {
@@ -273,12 +278,6 @@ func (s *memberships) anyVoter(id ReplicaID) bool {
 		}
 	}
 	return false
-}
-
-// knows tells whether the replica is a member now.
-func (s *memberships) knows(id ReplicaID) bool {
-	_, member := s.current().Member(id)
-	return member
 }
 
 func (s *memberships) push(m IndexedMembership) { s.stack = append(s.stack, m) }

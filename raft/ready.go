@@ -43,9 +43,9 @@ type Membership struct {
 	Voters   []Member
 	Outgoing []Member
 	Learners []Member
-	// Floor: of the replicas below it only members are heard. A group that was
-	// recovered never hears again of those that it was recovered from; see Recover.
-	Floor ReplicaID
+	// Of a group that was recovered, which never hears again of those that it was
+	// recovered from: all below Floor but the Survivor. See Recover.
+	Floor, Survivor ReplicaID
 }
 
 // SnapshotMark names a state: everything through Index, whose entry had Term,

@@ -46,7 +46,7 @@ func (r *Raft) ProposeMembership(voters, learners []Member) (Index, Term, error)
 // if the voters change.
 func (r *Raft) nextMembership(voters, learners []Member) (Membership, error) {
 	now := r.memberships.current()
-	next := Membership{Epoch: now.Epoch + 1, Voters: slices.Clone(voters), Learners: slices.Clone(learners), Floor: now.Floor}
+	next := Membership{Epoch: now.Epoch + 1, Voters: slices.Clone(voters), Learners: slices.Clone(learners), Floor: now.Floor, Survivor: now.Survivor}
 	sortMembers(next.Voters)
 	sortMembers(next.Learners)
 	sameVoters := sameReplicas(next.Voters, now.Voters)
@@ -131,7 +131,7 @@ func (r *Raft) afterCommit() {
 		return
 	}
 	if now.Joint() {
-		r.appendMembership(Membership{Epoch: now.Epoch + 1, Voters: now.Voters, Learners: now.Learners, Floor: now.Floor})
+		r.appendMembership(Membership{Epoch: now.Epoch + 1, Voters: now.Voters, Learners: now.Learners, Floor: now.Floor, Survivor: now.Survivor})
 		return
 	}
 	for i := range r.leading.progress {

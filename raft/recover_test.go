@@ -108,3 +108,57 @@ func TestRecoverRefuses(t *testing.T) {
 		t.Errorf("a refusal changed something: %+v", s)
 	}
 }
+
+// TestTheSurvivorIsTakenOut: those that the group got later hear it to the end, and
+// one of them is handed its leadership.
+func TestTheSurvivorIsTakenOut(t *testing.T) {
+	g := led(t, 3)
+	g.propose(1, "a")
+	g.crash(1)
+	g.crash(2)
+	g.must(g.core(3).Recover(1<<20, 4))
+	g.settle()
+	for id := raft.ReplicaID(4); id <= 6; id++ {
+		g.add(members(id)[0], raft.Membership{})
+	}
+	_, _, err := g.core(3).ProposeMembership(members(3), members(4, 5, 6))
+	g.must(err)
+	g.settle()
+	_, _, err = g.core(3).ProposeMembership(members(4, 5, 6), nil)
+	g.must(err)
+	g.settle()
+	leads := 0
+	for id := raft.ReplicaID(4); id <= 6; id++ {
+		if g.core(id).Role() == raft.Leader {
+			leads++
+		}
+	}
+	if leads != 1 {
+		t.Errorf("%d of the new ones lead", leads)
+	}
+}
+
+// TestRecoverOfACutLog goes on, where it was interrupted too: the store calls the
+// log cut until it is told otherwise.
+func TestRecoverOfACutLog(t *testing.T) {
+	g := led(t, 3)
+	g.propose(1, "a")
+	g.crash(1)
+	g.crash(2)
+	for range 2 {
+		g.crash(3)
+		g.r(3).Suspect = true
+		g.start(3)
+		g.tick(3, 3*electionTicks)
+		g.settle()
+		if s := g.core(3).Status(); s.Role == raft.Leader || !s.Suspect {
+			t.Fatalf("by itself it is %+v", s)
+		}
+		g.must(g.core(3).Recover(1<<20, 4))
+		g.settle()
+		if s := g.core(3).Status(); s.Role != raft.Leader || s.Suspect {
+			t.Fatalf("it is %+v", s)
+		}
+	}
+	g.propose(3, "b")
+}

@@ -31,6 +31,7 @@ func (r *Raft) becomeLeader(votes []ReplicaID) {
 	invariant(r.role == Candidate, "group %d replica %d: %v of term %d becomes leader without an election", r.group, r.self, r.role, r.currentTerm)
 	r.role, r.leader = Leader, r.self
 	r.election.fruitless = 0
+	r.suspicion = suspicion{} // who could make it whole is lost: see Recover
 	r.failForwarded()
 	r.leading = &leadership{}
 	r.followMembership()

@@ -36,12 +36,12 @@ func (r *Raft) maybeEndSnapshot(p *progress) {
 	}
 }
 
-// WantsSnapshot tells whether a snapshot at index, from a leader of term, would
-// bring this replica forward. The driver asks before it puts one in place, and
+// WantsSnapshot tells whether a snapshot at index, from a leader of term that is
+// heard, would bring this replica forward. The driver asks before it puts one in place, and
 // lets no turn of this replica pass between the answer and the InstallSnapshot
 // message; that is stepped only if the state is in place.
-func (r *Raft) WantsSnapshot(term Term, index Index) bool {
-	return index > r.delivery.handed && (r.role != Leader || term > r.currentTerm)
+func (r *Raft) WantsSnapshot(from ReplicaID, term Term, index Index) bool {
+	return !r.memberships.current().lost(from) && index > r.delivery.handed && (r.role != Leader || term > r.currentTerm)
 }
 
 // handleInstallSnapshot takes note of a state that the driver has durably put

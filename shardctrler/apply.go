@@ -251,8 +251,8 @@ func (d *draft) observe(c Observe) error {
 	}
 	d.putGroup(g)
 	o, pending := d.pendingFor(g.ID)
-	if b, recovers := o.Body.(Recover); pending && recovers {
-		d.end(o, c.Epoch >= b.Epoch, fmt.Sprintf("the group is at epoch %d with %s", g.Epoch, membersText(g.Members)))
+	if b, recovers := o.Body.(Recover); pending && recovers && c.Epoch >= b.Epoch {
+		d.end(o, true, fmt.Sprintf("the group is at epoch %d with %s", g.Epoch, membersText(g.Members)))
 		return nil
 	}
 	change, isChange := Body(nil), false

@@ -111,6 +111,7 @@ func EncodeCommand(c Command) []byte {
 		e.byte(tagRecoverGroup)
 		e.uint(uint64(c.Group))
 		e.uint(uint64(c.Node))
+		e.uint(uint64(c.Replica))
 	}
 	return e.b
 }
@@ -160,7 +161,7 @@ func (d *decoder) command(tag byte) Command {
 	case tagRemoveNode:
 		return RemoveNode{Node: raft.NodeID(d.uint())}
 	case tagRecoverGroup:
-		return RecoverGroup{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint())}
+		return RecoverGroup{Group: raft.GroupID(d.uint()), Node: raft.NodeID(d.uint()), Replica: raft.ReplicaID(d.uint())}
 	}
 	d.fail("command %d is not known", tag)
 	return nil

@@ -20,7 +20,7 @@ func everyCommand() []Command {
 		RemoveGroup{Group: 1 << 40},
 		DrainNode{Node: 7, Back: true},
 		RemoveNode{Node: 300},
-		RecoverGroup{Group: 300, Node: 1 << 40},
+		RecoverGroup{Group: 300, Node: 1 << 40, Replica: 7},
 		Register{ClusterID: "c", Node: 7, Registration: r},
 		Commit{},
 		Commit{Applied: 1 << 40, Scene: []byte("scene")},

@@ -94,7 +94,7 @@
 //	11 RemoveGroup  group u
 //	12 DrainNode    node u, back b
 //	13 RemoveNode   node u
-//	14 RecoverGroup group u, node u
+//	14 RecoverGroup group u, node u, replica u
 //
 //	registration  random id t, name t, zone t, addr t, gossip t, resp t, http t, version t
 //	member        replica u, node u, flags b (1 learner, 2 first)

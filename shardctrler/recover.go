@@ -13,14 +13,14 @@ import (
 
 // A group whose majority is lost for good is recovered from one replica, by an
 // operator only. The config group decides it once, so there are no two sides that
-// go on. It removes the nodes of the lost replicas in the same entry: if they
-// come back after all they are told so, and end.
+// go on. The lost replicas are no members from then on: nodes that come back with
+// them find them gone, and delete them.
 
-// RecoverGroup has a group go on from the replica at a node alone. The other
-// nodes that have replicas of it and are down are removed. Answer: nil.
+// RecoverGroup has a group go on from one replica alone. Answer: nil.
 type RecoverGroup struct {
-	Group raft.GroupID
-	Node  raft.NodeID
+	Group   raft.GroupID
+	Node    raft.NodeID // that has the replica
+	Replica raft.ReplicaID
 }
 
 func (RecoverGroup) isCommand() {}
@@ -42,6 +42,8 @@ func (b Recover) onGroup() (raft.GroupID, bool) { return b.Group, true }
 // observed: more than the lost replicas can have made of it since.
 const recoverEpochs = 1 << 20
 
+// recoverGroup records the order. Whether the group is lost, only those can tell
+// who ask its replicas: see found.
 func (d *draft) recoverGroup(c RecoverGroup) error {
 	g, ok := d.group(c.Group)
 	switch {
@@ -49,62 +51,30 @@ func (d *draft) recoverGroup(c RecoverGroup) error {
 		return invalid("group %d is the config group, which is here and decides: it has its majority", c.Group)
 	case !ok:
 		return invalid("there is no group %d; the groups are %s", c.Group, groupsText(d.replicaGroups()))
+	case !g.Born:
+		return stale("group %d has no shards yet, and nothing to lose: `flotilla group remove` ends it", c.Group)
+	case !d.isUp(c.Node):
+		return stale("node %d is not up", c.Node)
+	case !slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return m.Node == c.Node && m.Replica == c.Replica }):
+		return invalid("node %d has no replica %d of group %d; it has %s", c.Node, c.Replica, g.ID, membersText(g.Members))
 	}
 	after := g.Epoch
 	if o, pending := d.pendingFor(g.ID); pending {
-		b, recovers := o.Body.(Recover)
-		switch {
-		case recovers && b.Node == c.Node: // the same order again
-			return nil
-		case recovers && d.isUp(b.Node):
-			return stale("group %d is being recovered from node %d already", g.ID, b.Node)
-		case recovers:
-			after = b.Epoch // it may have been, and then its node died too
-		}
-	}
-	i := slices.IndexFunc(g.Members, func(m shardmap.Member) bool { return m.Node == c.Node && !m.Learner })
-	if i < 0 {
-		return invalid("node %d has no voting replica of group %d; it has %s", c.Node, g.ID, membersText(g.Members))
-	}
-	if !d.isUp(c.Node) {
-		return stale("node %d is not up", c.Node)
-	}
-	voters, up := 0, 0
-	var lost []Node
-	for _, m := range g.Members {
-		if !m.Learner {
-			voters++
-		}
-		if d.isUp(m.Node) {
-			if !m.Learner {
-				up++
+		switch b := o.Body.(type) {
+		case Recover:
+			if b.Node == c.Node && b.Replica == c.Replica { // the same order again
+				return nil
 			}
-		} else if n, ok := d.node(m.Node); ok && n.State == shardmap.NodeDown {
-			lost = append(lost, n)
-		}
-	}
-	if up > voters/2 {
-		return stale("group %d has %d of its %d voters up, a majority: it needs no recovery", g.ID, up, voters)
-	}
-	for _, n := range lost {
-		if err := d.leftWithout(n, lost); err != nil {
-			return err
-		}
-	}
-	for _, n := range lost {
-		n.State, n.Since = shardmap.NodeRemoved, d.Time
-		d.putNode(n)
-		d.addEvent("remove-node", subjectNode(n.ID), fmt.Sprintf("%q is lost for good: an operator recovers group %d without it", n.Name, g.ID))
-	}
-	if o, pending := d.pendingFor(g.ID); pending {
-		if change, isChange := o.Body.(ChangeMembership); isChange {
-			d.unassign(change)
+			after = b.Epoch // it cannot be carried out; or it was, and then its node died too
+		case ChangeMembership:
+			d.unassign(b)
+			g, _ = d.group(g.ID)
 		}
 		d.end(o, false, "the group is recovered")
 	}
-	d.pend(Operation{At: d.Time, Reason: fmt.Sprintf("an operator has group %d go on from replica %d at node %d alone: of its %d voters %d are up", g.ID, g.Members[i].Replica, c.Node, voters, up),
-		Decision: d.decision,
-		Body:     Recover{Group: g.ID, Node: c.Node, Replica: g.Members[i].Replica, Epoch: after + recoverEpochs, Floor: g.LastReplica + 1}})
+	d.pend(Operation{At: d.Time, Decision: d.decision,
+		Reason: fmt.Sprintf("an operator has group %d go on from replica %d at node %d alone, of %s", g.ID, c.Replica, c.Node, membersText(g.Members)),
+		Body:   Recover{Group: g.ID, Node: c.Node, Replica: c.Replica, Epoch: after + recoverEpochs, Floor: g.LastReplica + 1}})
 	return nil
 }
 
@@ -112,21 +82,6 @@ func (d *draft) recoverGroup(c RecoverGroup) error {
 func (s *State) isUp(id raft.NodeID) bool {
 	n, ok := s.node(id)
 	return ok && (n.State == shardmap.NodeUp || n.State == shardmap.NodeDraining)
-}
-
-// leftWithout refuses to remove a node, with others, that has the last replica of
-// some group: what it has would be given up though it may come back.
-func (d *draft) leftWithout(n Node, lost []Node) error {
-	gone := func(m shardmap.Member) bool {
-		at, ok := d.node(m.Node)
-		return !ok || at.State == shardmap.NodeRemoved || slices.ContainsFunc(lost, func(l Node) bool { return l.ID == m.Node })
-	}
-	for _, g := range d.Groups {
-		if slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return m.Node == n.ID }) && !slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return !gone(m) }) {
-			return stale("node %d would be removed, and all that there is of group %d is on nodes like it: bring one back", n.ID, g.ID)
-		}
-	}
-	return nil
 }
 
 // carryOutRecover carries out Recover at the node that has the replica.
@@ -143,8 +98,16 @@ func carryOutRecover(groups Groups, st GroupStatus, r *flotillav1.Recover) *flot
 
 // localReplica is the replica of a group as its node has it.
 func localReplica(node raft.NodeID, st GroupStatus) *flotillav1.LocalReplica {
-	return &flotillav1.LocalReplica{Group: uint64(st.Group), ReplicaId: uint64(st.Self), NodeId: uint64(node),
-		LastIndex: uint64(st.Last), LastTerm: uint64(st.LastTerm), Commit: uint64(st.Commit), Applied: uint64(st.Applied), Suspect: st.Suspect}
+	l := &flotillav1.LocalReplica{Group: uint64(st.Group), ReplicaId: uint64(st.Self), NodeId: uint64(node), Leads: st.IsLeader,
+		LastIndex: uint64(st.Last), LastTerm: uint64(st.LastTerm), Commit: uint64(st.Commit), Applied: uint64(st.Applied), Suspect: st.Suspect,
+		Epoch: st.Membership.Epoch}
+	for _, m := range st.Membership.Voters {
+		l.Voters = append(l.Voters, uint64(m.Replica))
+	}
+	for _, m := range st.Membership.Outgoing {
+		l.Outgoing = append(l.Outgoing, uint64(m.Replica))
+	}
+	return l
 }
 
 // recoverGroup recovers a group, or tells what it would be recovered from.
@@ -152,11 +115,10 @@ func (c *Controller) recoverGroup(ctx context.Context, s *State, r *flotillav1.R
 	collecting, cancel := context.WithTimeout(ctx, statusTimeout)
 	reports := answered(c.collect(collecting, s.Map(), &flotillav1.GetNodeReportRequest{ReplicaOf: r.GetGroup()}))
 	cancel()
-	found, err := recovery(s, reports, r)
+	found, command, err := recovery(s, reports, r)
 	if err != nil {
 		return nil, err
 	}
-	command := RecoverGroup{Group: raft.GroupID(r.GetGroup()), Node: raft.NodeID(found.GetNode())}
 	if dry {
 		err = begin(s, s.Applied+1, s.Time).recoverGroup(command) // what it would be refused for
 	} else {
@@ -169,43 +131,95 @@ func (c *Controller) recoverGroup(ctx context.Context, s *State, r *flotillav1.R
 }
 
 // recovery is what a group would be recovered from: its replicas as their nodes
-// have reported them. The best has the longest log, by the rule of elections, of
-// those whose log was not cut.
-func recovery(s *State, reports []*flotillav1.NodeReport, r *flotillav1.RecoverGroup) (*flotillav1.Recovery, error) {
-	g, ok := s.group(raft.GroupID(r.GetGroup()))
-	if !ok {
-		return nil, invalid("there is no group %d; the groups are %s", r.GetGroup(), groupsText(s.replicaGroups()))
+// have reported them. It is refused as long as they could elect a leader.
+func recovery(s *State, reports []*flotillav1.NodeReport, r *flotillav1.RecoverGroup) (*flotillav1.Recovery, RecoverGroup, error) {
+	command := RecoverGroup{Group: raft.GroupID(r.GetGroup()), Node: raft.NodeID(r.GetNode())}
+	g, ok := s.group(command.Group)
+	if !ok || g.ID == raft.ConfigGroup {
+		return nil, command, begin(s, s.Applied+1, s.Time).recoverGroup(command) // which says why not
 	}
-	found := &flotillav1.Recovery{Group: r.GetGroup(), Node: r.GetNode()}
+	found := &flotillav1.Recovery{Group: r.GetGroup()}
+	var silent []raft.NodeID
 	for _, m := range g.Members {
 		i := slices.IndexFunc(reports, func(n *flotillav1.NodeReport) bool { return raft.NodeID(n.GetNodeId()) == m.Node })
-		if i >= 0 && reports[i].GetReplica().GetReplicaId() == uint64(m.Replica) {
+		switch {
+		case i >= 0 && reports[i].GetReplica().GetReplicaId() == uint64(m.Replica):
 			found.Replicas = append(found.Replicas, reports[i].GetReplica())
-		} else if n, ok := s.node(m.Node); ok && n.State == shardmap.NodeDown {
+		case i >= 0: // its log is lost
+		case s.isUp(m.Node):
+			silent = append(silent, m.Node)
+		default:
 			found.LostNodes = append(found.LostNodes, uint64(m.Node))
 		}
 	}
-	if len(found.Replicas) == 0 {
-		return nil, stale("no node that answers has a replica of group %d: bring one back", g.ID)
-	}
 	slices.Sort(found.LostNodes)
 	slices.SortFunc(found.Replicas, func(a, b *flotillav1.LocalReplica) int { return cmp.Compare(a.GetNodeId(), b.GetNodeId()) })
-	if found.Node == 0 {
-		best := slices.MaxFunc(found.Replicas, func(a, b *flotillav1.LocalReplica) int {
-			whole := func(l *flotillav1.LocalReplica) int {
-				if l.GetSuspect() {
-					return 0
-				}
-				return 1
-			}
-			return cmp.Or(cmp.Compare(whole(a), whole(b)), cmp.Compare(a.GetLastTerm(), b.GetLastTerm()), cmp.Compare(a.GetLastIndex(), b.GetLastIndex()))
-		})
-		found.Node = best.GetNodeId()
-	}
 	for _, m := range s.Moves {
 		if m.active() && (m.From == g.ID || m.To == g.ID) {
 			found.Moving = append(found.Moving, uint64(m.Shard))
 		}
 	}
-	return found, nil
+	if err := mayRecover(found.Replicas, command, silent); err != nil {
+		return nil, command, err
+	}
+	chosen := longestLog(found.Replicas)
+	if command.Node != 0 {
+		i := slices.IndexFunc(found.Replicas, func(l *flotillav1.LocalReplica) bool { return l.GetNodeId() == r.GetNode() })
+		if i < 0 {
+			return nil, command, stale("node %d does not answer that it has a replica of group %d", command.Node, g.ID)
+		}
+		chosen = found.Replicas[i]
+	}
+	command.Node, command.Replica = raft.NodeID(chosen.GetNodeId()), raft.ReplicaID(chosen.GetReplicaId())
+	found.Node = chosen.GetNodeId()
+	return found, command, nil
+}
+
+// mayRecover refuses what need not be, or is not to be done unseen. silent are
+// nodes that should answer.
+func mayRecover(left []*flotillav1.LocalReplica, c RecoverGroup, silent []raft.NodeID) error {
+	if len(left) == 0 {
+		return stale("no node that answers has a replica of group %d: bring one back", c.Group)
+	}
+	able := make(map[uint64]bool) // to vote
+	for _, l := range left {
+		if l.GetLeads() {
+			return stale("node %d leads group %d: it needs no recovery", l.GetNodeId(), c.Group)
+		}
+		able[l.GetReplicaId()] = !l.GetSuspect()
+	}
+	majority := func(voters []uint64) (up int, is bool) {
+		for _, id := range voters {
+			if able[id] {
+				up++
+			}
+		}
+		return up, up > len(voters)/2
+	}
+	latest := slices.MaxFunc(left, func(a, b *flotillav1.LocalReplica) int { return cmp.Compare(a.GetEpoch(), b.GetEpoch()) })
+	up, is := majority(latest.GetVoters())
+	if _, outgoing := majority(latest.GetOutgoing()); is && (outgoing || len(latest.GetOutgoing()) == 0) {
+		return stale("group %d has %d of its %d voters up, a majority: it needs no recovery", c.Group, up, len(latest.GetVoters()))
+	}
+	if len(silent) > 0 && c.Node == 0 {
+		return stale("nodes %v are up and do not answer what they have of group %d: ask again, or say from which node it is to go on", silent, c.Group)
+	}
+	return nil
+}
+
+// longestLog is the replica that would be elected of these: of those that vote,
+// and whose log was not cut, if there is one.
+func longestLog(left []*flotillav1.LocalReplica) *flotillav1.LocalReplica {
+	rank := func(l *flotillav1.LocalReplica) (rank int) {
+		if slices.Contains(l.GetVoters(), l.GetReplicaId()) {
+			rank++
+		}
+		if !l.GetSuspect() {
+			rank += 2
+		}
+		return rank
+	}
+	return slices.MaxFunc(left, func(a, b *flotillav1.LocalReplica) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.GetLastTerm(), b.GetLastTerm()), cmp.Compare(a.GetLastIndex(), b.GetLastIndex()))
+	})
 }

@@ -281,8 +281,9 @@ func TestWhoComesEarlyWaits(t *testing.T) {
 // gateHost keeps Activate, and all that is proposed behind it.
 type gateHost struct {
 	Host
-	mu   sync.Mutex // guards what follows
-	kept []func(lost error)
+	early func()
+	mu    sync.Mutex // guards what follows
+	kept  []func(lost error)
 }
 
 func (h *gateHost) Propose(g raft.GroupID, command []byte, done func(multiraft.Result)) {
@@ -301,6 +302,11 @@ func (h *gateHost) propose(command []byte, done func(multiraft.Result), pass fun
 	h.mu.Lock()
 	m, is := c.(*move)
 	keep := is && m.kind == moveActivate || len(h.kept) > 0
+	if is && m.kind == moveActivate && h.early != nil {
+		h.mu.Unlock()
+		h.early() // a request that comes while Activate is on its way into the log
+		h.mu.Lock()
+	}
 	if keep {
 		h.kept = append(h.kept, func(lost error) {
 			if lost != nil {
@@ -384,15 +390,24 @@ func TestWritesFollowActivate(t *testing.T) {
 		call("early", 1, wireIncr(keyIn(0)))
 		call("read", 0, wireGet(keyIn(0)))
 		want("before", nil)
+		gate.early = func() {
+			gate.early = nil
+			q := ask(wireIncr(keyIn(0)))
+			q.Group, q.TimeoutMs, q.Session = uint64(otherGroup), 5000, &flotillav1.Session{ClientId: 7, BirthMs: epochNow, Seq: 3, Lowest: 1}
+			b.server.Submit(t.Context(), []*flotillav1.Request{q}, func(*flotillav1.Response) {})
+			if n := gate.waiting(); n != 0 {
+				t.Errorf("%d entries are proposed before Activate", n)
+			}
+		}
 		hold.Store(false)
 		w.until("Activate is proposed", func() bool { return gate.waiting() > 0 })
 		synctest.Wait()
-		if n := gate.waiting(); n != 2 {
-			t.Fatalf("%d entries wait, not Activate and a write", n)
-		}
-		call("behind", 2, wireIncr(keyIn(0)))
 		if n := gate.waiting(); n != 3 {
 			t.Fatalf("%d entries wait, not Activate and two writes", n)
+		}
+		call("behind", 2, wireIncr(keyIn(0)))
+		if n := gate.waiting(); n != 4 {
+			t.Fatalf("%d entries wait, not Activate and three writes", n)
 		}
 		want("while it is not decided", nil)
 		gate.open(multiraft.ErrNotLeader)

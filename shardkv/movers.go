@@ -50,7 +50,9 @@ func (m *movers) end(key moverKey, now time.Time) {
 // not, or not here.
 func (m *movers) noteRest(id raft.GroupID, began, now time.Time) {
 	if over := now.Sub(began) - restAfter; over > 0 && !began.IsZero() {
-		m.rests[id] = now.Add(min(restTimes*over, restMax))
+		if until := now.Add(min(restTimes*over, restMax)); until.After(m.rests[id]) {
+			m.rests[id] = until
+		}
 	}
 }
 
@@ -266,7 +268,7 @@ func (s *Server) proposeEntries(host Host, g *group, v *mover, entries []*move, 
 	left, applied := len(entries), true
 	last := entries[len(entries)-1]
 	if last.kind == moveActivate {
-		g.parking.open(last.shard)
+		g.parking.expect(last.shard)
 	}
 	for _, c := range entries {
 		host.ProposeUrgent(g.id, encodeCommand(c), func(res multiraft.Result) {
@@ -286,6 +288,7 @@ func (s *Server) proposeEntries(host Host, g *group, v *mover, entries []*move, 
 		})
 	}
 	if last.kind == moveActivate {
+		g.parking.open(last.shard)
 		s.release(g, now)
 	}
 }

@@ -27,9 +27,9 @@ type parking struct {
 	parked []parkedCall
 	bytes  int
 	paces  map[shardmap.ShardID]*pace
-	// opening are the shards whose Activate is proposed. Writes need not wait for
-	// it: they go into the log behind it.
-	opening map[shardmap.ShardID]struct{}
+	// opening are the shards whose Activate is being proposed, and whether it has
+	// been. Writes need not wait for it then: they go into the log behind it.
+	opening map[shardmap.ShardID]bool
 	closed  bool
 }
 
@@ -130,21 +130,30 @@ func (s *Server) release(g *group, now time.Time) (wait time.Duration) {
 // goesBehind tells whether a request is a write that goes into the log behind
 // its shard's Activate. If that is not applied, it is refused where it is.
 func (p *parking) goesBehind(c *parkedCall) bool {
-	_, opens := p.opening[c.shard]
-	return opens && c.call.changes && c.until.IsZero()
+	return p.opening[c.shard] && c.call.changes && c.until.IsZero()
 }
 
-// open lets writes of a shard go behind its Activate until they are shut out.
-func (p *parking) open(shard shardmap.ShardID) {
+// expect says that a shard's Activate is going to be proposed.
+func (p *parking) expect(shard shardmap.ShardID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.opening == nil {
-		p.opening = make(map[shardmap.ShardID]struct{})
+		p.opening = make(map[shardmap.ShardID]bool)
 	}
-	p.opening[shard] = struct{}{}
+	p.opening[shard] = false
 }
 
-// shut ends what open began: Activate is decided.
+// open lets writes of a shard go behind its Activate, unless that is decided
+// already.
+func (p *parking) open(shard shardmap.ShardID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, undecided := p.opening[shard]; undecided {
+		p.opening[shard] = true
+	}
+}
+
+// shut ends what expect began: Activate is decided.
 func (p *parking) shut(shard shardmap.ShardID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -17,8 +17,8 @@ func newRecoverCommand(g *globals) *cobra.Command {
 		Short: "Have a group go on that has lost its majority for good; writes may be lost",
 		Long: `Recover is for a group of whose replicas so many are lost for good that the rest
 can never decide again. It goes on from one replica that is left, by default the
-one with the longest log, and gets new ones. Nodes that have its other replicas
-and are down are removed from the cluster for good.
+one with the longest log, and gets new ones. The others are no members any more: nodes
+that come back with them delete them.
 
 Without --accept-loss nothing is changed: it says what there is and what may be
 lost. If one of the lost nodes can be brought back, do that instead.`,
@@ -97,10 +97,11 @@ func printRecovery(out io.Writer, r *flotillav1.Recovery) error {
 		fmt.Fprintf(&b, "- its own log was cut: entries in its midst or at its end are lost\n")
 	}
 	if len(r.GetMoving()) > 0 {
-		fmt.Fprintf(&b, "- shards %s are moving to or from the group, and may be lost if their new owner forgets that it had them\n", idsText(r.GetMoving()))
+		fmt.Fprintf(&b, "- shards %s are moving to or from the group\n", idsText(r.GetMoving()))
 	}
+	fmt.Fprintf(&b, "- a shard that has come to the group, or left it, in what is lost may then be served by nobody, or by two: look at flotilla shard list\n")
 	if len(r.GetLostNodes()) > 0 {
-		fmt.Fprintf(&b, "- nodes %s are removed: make sure that they are off, for as long as they run apart from all others they may answer clients\n", idsText(r.GetLostNodes()))
+		fmt.Fprintf(&b, "- nodes %s are down: if they run apart from all others, they may answer clients from what they have\n", idsText(r.GetLostNodes()))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -1,6 +1,7 @@
 package multiraft
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -67,4 +68,40 @@ func TestAGroupIsRecoveredFromOneReplica(t *testing.T) {
 		tally := w.nodes[4].tally[2]
 		return tally != nil && tally.count == 4
 	})
+}
+
+// TestASnapshotOfTheLostIsNotTaken: it waited for the survivor to be heard of
+// again, and comes in a later term.
+func TestASnapshotOfTheLostIsNotTaken(t *testing.T) {
+	w := newWorld(t, 3, func(o *Options) { o.Limits.LogKeepBytes = 1 })
+	w.group(2, 1, 1, 2, 3)
+	w.mustPropose(2, "first")
+	w.isolate(3)
+	for i := range 30 {
+		w.mustPropose(2, fmt.Sprintf("k%d=%d", i, i))
+	}
+	w.run(3 * time.Second)
+	for range 6 { // the leadership goes to and fro
+		if err := w.nodes[w.leader(2)].host.Transfer(2, 0); err != nil {
+			t.Fatal(err)
+		}
+		w.run(2 * time.Second)
+	}
+	key := raft.ReplicaKey{Group: 2, Replica: 3}
+	if err := w.nodes[3].host.Recover(key, 1000, 10); err != nil {
+		t.Fatal(err)
+	}
+	w.until("it leads", func() bool { s, _ := w.nodes[3].host.Status(2); return s.Role == raft.Leader })
+	if res := w.propose(3, 2, "acknowledged by the survivor"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	w.heal(3)
+	w.run(10 * time.Second)
+	w.crash(3)
+	w.up(3)
+	w.run(5 * time.Second)
+	s, _ := w.nodes[3].host.Status(2)
+	if n := w.nodes[3].host.Stats().SnapshotsInstalled; n > 0 || s.Membership.Epoch != 1000 || s.Role != raft.Leader {
+		t.Fatalf("%d snapshots came; it is %+v", n, s)
+	}
 }

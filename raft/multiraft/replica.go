@@ -265,7 +265,7 @@ func (r *replica) learnMembers() {
 // sameMembership does not go by the epoch alone: a change that was never
 // committed may have had the same.
 func sameMembership(a, b *raft.Membership) bool {
-	return a.Epoch == b.Epoch && a.Floor == b.Floor && slices.Equal(a.Voters, b.Voters) &&
+	return a.Epoch == b.Epoch && a.Floor == b.Floor && a.Survivor == b.Survivor && slices.Equal(a.Voters, b.Voters) &&
 		slices.Equal(a.Outgoing, b.Outgoing) && slices.Equal(a.Learners, b.Learners)
 }
 

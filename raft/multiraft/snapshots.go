@@ -280,7 +280,7 @@ func (r *replica) wants(s transport.SnapshotHeader) error {
 		return ErrStopped
 	case s.Term < r.core.Term():
 		return fmt.Errorf("%w: it is of term %d, this is %d", ErrSnapshotRefused, s.Term, r.core.Term())
-	case !r.core.WantsSnapshot(s.Term, s.Mark.Index):
+	case !r.core.WantsSnapshot(s.From, s.Term, s.Mark.Index):
 		return fmt.Errorf("%w: it ends at %d, which is here already", ErrSnapshotRefused, s.Mark.Index)
 	}
 	return nil

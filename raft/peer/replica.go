@@ -242,7 +242,7 @@ func (rp *replica) deliver(args *DeliverArgs) *waiter {
 // nothing is answered before.
 func (rp *replica) install(from raft.ReplicaID, term raft.Term, b *InstallSnapshot) bool {
 	s := &snapshot{index: raft.Index(b.LastIncludedIndex), term: raft.Term(b.LastIncludedTerm), command: int(b.CommandIndex), data: b.Data}
-	if !rp.core.WantsSnapshot(term, s.index) {
+	if !rp.core.WantsSnapshot(from, term, s.index) {
 		return rp.core.Role() != raft.Leader && s.index > 0 && s.index <= rp.core.CommitIndex()
 	}
 	if !rp.possible(s) {

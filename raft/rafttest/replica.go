@@ -140,7 +140,7 @@ func (r *Replica) Flush() { r.Disk.Flushed = r.Machine.copy() }
 // Install puts a snapshot in place, durably, and then tells the core; with
 // crash it dies in between. One that is not wanted is dropped.
 func (r *Replica) Install(m raft.Message, image *Machine, crash bool) error {
-	if !r.Core.WantsSnapshot(m.Term, image.Applied) {
+	if !r.Core.WantsSnapshot(m.From, m.Term, image.Applied) {
 		return nil
 	}
 	r.Machine = image.copy()

@@ -138,7 +138,8 @@ func (f *follower) check(ctx context.Context, get getter, keys []string) []strin
 			last := f.keys[key].value
 			broken := len(f.problems) > 0
 			f.mu.Unlock()
-			if err == nil && text == strconv.FormatInt(last, 10) || broken {
+			value, parseErr := strconv.ParseInt("0"+text, 10, 64)
+			if err == nil && parseErr == nil && value == last || broken {
 				break
 			}
 			if !sleep(ctx, think) {

@@ -164,14 +164,20 @@ func coreMutants() []*mutant {
 		{
 			name:    "lost-replicas-are-heard",
 			breaks:  "a group that was recovered hears nothing of those that it was recovered from",
-			changes: in("raft/admit.go", "case m.From < r.memberships.current().Floor && !r.memberships.knows(m.From):", "case m.From == 0 && !r.memberships.knows(m.From):"),
+			changes: in("raft/admit.go", "case r.memberships.current().lost(m.From):", "case m.From == 0:"),
 			killers: by(raft, "TestRecover"),
 		},
 		{
 			name:    "lost-replicas-are-heard-by-new-ones",
 			breaks:  "so do the replicas that it gets later",
-			changes: in("raft/reconfigure.go", "Learners: slices.Clone(learners), Floor: now.Floor}", "Learners: slices.Clone(learners)}"),
+			changes: in("raft/reconfigure.go", "Learners: slices.Clone(learners), Floor: now.Floor, Survivor: now.Survivor}", "Learners: slices.Clone(learners)}"),
 			killers: by(raft, "TestRecover"),
+		},
+		{
+			name:    "snapshot-of-the-lost-taken",
+			breaks:  "no state of a replica that the group was recovered from is put in place",
+			changes: in("raft/snapshot.go", "return !r.memberships.current().lost(from) && index >", "return index >"),
+			killers: by("./raft/multiraft", "TestASnapshotOfTheLostIsNotTaken"),
 		},
 		{
 			name:    "learner-counted",

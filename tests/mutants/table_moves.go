@@ -100,7 +100,13 @@ func moveMutants() []*mutant {
 		{
 			name:    "writes-wait-for-activate",
 			breaks:  "what waits to be written follows Activate in the log at once",
-			changes: in("shardkv/parking.go", "return opens && c.call.changes && c.until.IsZero()", "return opens && c.call.changes && !c.until.IsZero()"),
+			changes: in("shardkv/parking.go", "return p.opening[c.shard] && c.call.changes && c.until.IsZero()", "return p.opening[c.shard] && c.call.changes && !c.until.IsZero()"),
+			killers: by(shardkv, "TestWritesFollowActivate"),
+		},
+		{
+			name:    "writes-in-front-of-activate",
+			breaks:  "no write of a shard that comes is in the log before its Activate",
+			changes: in("shardkv/parking.go", "	p.opening[shard] = false", "	p.opening[shard] = true"),
 			killers: by(shardkv, "TestWritesFollowActivate"),
 		},
 		{

@@ -3268,7 +3268,7 @@ func (*ChangeClusterRequest_RemoveNode) isChangeClusterRequest_Change() {}
 func (*ChangeClusterRequest_RecoverGroup) isChangeClusterRequest_Change() {}
 
 // RecoverGroup has a group whose majority is lost for good go on from one
-// replica. The nodes of the others that are down are removed.
+// replica.
 type RecoverGroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -3395,7 +3395,7 @@ type Recovery struct {
 	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
 	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`                                   // whose replica it goes on from
 	Replicas      []*LocalReplica        `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`                            // that answer, ascending by node
-	LostNodes     []uint64               `protobuf:"varint,4,rep,packed,name=lost_nodes,json=lostNodes,proto3" json:"lost_nodes,omitempty"` // that are removed by it
+	LostNodes     []uint64               `protobuf:"varint,4,rep,packed,name=lost_nodes,json=lostNodes,proto3" json:"lost_nodes,omitempty"` // that are down and have others
 	Moving        []uint64               `protobuf:"varint,5,rep,packed,name=moving,proto3" json:"moving,omitempty"`                        // shards in a move to or from the group
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3477,6 +3477,10 @@ type LocalReplica struct {
 	Commit        uint64                 `protobuf:"varint,6,opt,name=commit,proto3" json:"commit,omitempty"`
 	Applied       uint64                 `protobuf:"varint,7,opt,name=applied,proto3" json:"applied,omitempty"`
 	Suspect       bool                   `protobuf:"varint,8,opt,name=suspect,proto3" json:"suspect,omitempty"` // its log was cut
+	Leads         bool                   `protobuf:"varint,9,opt,name=leads,proto3" json:"leads,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the membership in effect here
+	Voters        []uint64               `protobuf:"varint,11,rep,packed,name=voters,proto3" json:"voters,omitempty"`
+	Outgoing      []uint64               `protobuf:"varint,12,rep,packed,name=outgoing,proto3" json:"outgoing,omitempty"` // voters of before, of a joint membership
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3565,6 +3569,34 @@ func (x *LocalReplica) GetSuspect() bool {
 		return x.Suspect
 	}
 	return false
+}
+
+func (x *LocalReplica) GetLeads() bool {
+	if x != nil {
+		return x.Leads
+	}
+	return false
+}
+
+func (x *LocalReplica) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetVoters() []uint64 {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *LocalReplica) GetOutgoing() []uint64 {
+	if x != nil {
+		return x.Outgoing
+	}
+	return nil
 }
 
 // Foresight is what would come of a change if nothing else happened.
@@ -4396,7 +4428,7 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\breplicas\x18\x03 \x03(\v2\x19.flotilla.v1.LocalReplicaR\breplicas\x12\x1d\n" +
 	"\n" +
 	"lost_nodes\x18\x04 \x03(\x04R\tlostNodes\x12\x16\n" +
-	"\x06moving\x18\x05 \x03(\x04R\x06moving\"\xe4\x01\n" +
+	"\x06moving\x18\x05 \x03(\x04R\x06moving\"\xc4\x02\n" +
 	"\fLocalReplica\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x1d\n" +
 	"\n" +
@@ -4407,7 +4439,12 @@ const file_flotilla_v1_cluster_proto_rawDesc = "" +
 	"\tlast_term\x18\x05 \x01(\x04R\blastTerm\x12\x16\n" +
 	"\x06commit\x18\x06 \x01(\x04R\x06commit\x12\x18\n" +
 	"\aapplied\x18\a \x01(\x04R\aapplied\x12\x18\n" +
-	"\asuspect\x18\b \x01(\bR\asuspect\"\xe1\x01\n" +
+	"\asuspect\x18\b \x01(\bR\asuspect\x12\x14\n" +
+	"\x05leads\x18\t \x01(\bR\x05leads\x12\x14\n" +
+	"\x05epoch\x18\n" +
+	" \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06voters\x18\v \x03(\x04R\x06voters\x12\x1a\n" +
+	"\boutgoing\x18\f \x03(\x04R\boutgoing\"\xe1\x01\n" +
 	"\tForesight\x120\n" +
 	"\x06shards\x18\x01 \x03(\v2\x18.flotilla.v1.ShardChangeR\x06shards\x126\n" +
 	"\breplicas\x18\x02 \x03(\v2\x1a.flotilla.v1.ReplicaChangeR\breplicas\x123\n" +
