@@ -243,10 +243,12 @@ func (d *draft) observe(c Observe) error {
 	if c.Epoch <= g.Epoch {
 		return nil
 	}
+	before := g.Members
 	g.Epoch = c.Epoch
 	g.Members = sortedMembers(c.Members)
 	for i := range g.Members {
-		g.Members[i].First = false
+		has := func(m shardmap.Member) bool { return m.Replica == g.Members[i].Replica && !m.Gone }
+		g.Members[i].First, g.Members[i].Gone = false, !slices.ContainsFunc(before, has)
 		g.LastReplica = max(g.LastReplica, g.Members[i].Replica)
 	}
 	d.putGroup(g)

@@ -144,7 +144,7 @@ func (d *draft) commitChange(o Operation, c ChangeMembership) error {
 
 // unassign takes back the replicas that a change would have added: nodes need
 // not run them. If the change goes through after all it is observed, and they
-// are given up as learners that do not learn.
+// are members that are gone.
 func (d *draft) unassign(c ChangeMembership) {
 	g, ok := d.group(c.Group)
 	if !ok || c.Added == 0 || g.Epoch != c.Epoch || c.Added > len(c.Members) {
@@ -227,6 +227,9 @@ func membersText(members []shardmap.Member) string {
 		fmt.Fprintf(&b, "%d@%d", m.Replica, m.Node)
 		if m.Learner {
 			b.WriteString("(learner)")
+		}
+		if m.Gone {
+			b.WriteString("(gone)")
 		}
 	}
 	return b.String()

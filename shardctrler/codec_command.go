@@ -316,6 +316,7 @@ func (d *decoder) nodes() []raft.NodeID {
 const (
 	flagLearner byte = 1 << iota
 	flagFirst
+	flagGone
 )
 
 func (e *encoder) members(members []shardmap.Member) {
@@ -330,6 +331,9 @@ func (e *encoder) members(members []shardmap.Member) {
 		if m.First {
 			flags |= flagFirst
 		}
+		if m.Gone {
+			flags |= flagGone
+		}
 		e.byte(flags)
 	}
 }
@@ -339,10 +343,10 @@ func (d *decoder) members() []shardmap.Member {
 	for range d.count() {
 		m := shardmap.Member{Replica: raft.ReplicaID(d.uint()), Node: raft.NodeID(d.uint())}
 		flags := d.byte()
-		if flags&^(flagLearner|flagFirst) != 0 {
+		if flags&^(flagLearner|flagFirst|flagGone) != 0 {
 			d.fail("member flags %#x", flags)
 		}
-		m.Learner, m.First = flags&flagLearner != 0, flags&flagFirst != 0
+		m.Learner, m.First, m.Gone = flags&flagLearner != 0, flags&flagFirst != 0, flags&flagGone != 0
 		members = append(members, m)
 	}
 	return members

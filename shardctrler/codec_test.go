@@ -13,7 +13,7 @@ import (
 // everyCommand has each command and each operation, all fields set.
 func everyCommand() []Command {
 	r := Registration{"r", "n", "z", "a:1", "g:2", "s:3", "h:4", "v5"}
-	members := []shardmap.Member{{Replica: 1, Node: 2, First: true}, {Replica: 3, Node: 4, Learner: true}}
+	members := []shardmap.Member{{Replica: 1, Node: 2, First: true}, {Replica: 3, Node: 4, Learner: true, Gone: true}}
 	return []Command{
 		Init{ClusterID: "c", Shards: 1024, Replicas: 3, Groups: 4, ReplaceAfter: 70_000, First: r},
 		AddGroups{Groups: []NewGroup{{Nodes: []raft.NodeID{1, 2, 300}, Preferred: 2}, {Nodes: []raft.NodeID{4}}}, Config: 300},

@@ -97,7 +97,7 @@
 //	14 RecoverGroup group u, node u, replica u
 //
 //	registration  random id t, name t, zone t, addr t, gossip t, resp t, http t, version t
-//	member        replica u, node u, flags b (1 learner, 2 first)
+//	member        replica u, node u, flags b (1 learner, 2 first, 4 gone)
 //	operation     id u, at i (unix ms), reason t, tag b, and by tag
 //	  1 CreateGroups      (node u*, preferred u)*, owner's place u*
 //	  2 SetNodeState      node u, state b

@@ -103,7 +103,7 @@ func (p *planner) groupReplicas(g Group) {
 	}
 	voters, learners := splitMembers(seen.Members)
 	kept := slices.DeleteFunc(slices.Clone(voters), func(m ObservedMember) bool { return !p.keeps(m.Node) })
-	usable := slices.DeleteFunc(slices.Clone(learners), func(m ObservedMember) bool { return m.Stalled || !isSite(p.live, m.Node) })
+	usable := slices.DeleteFunc(slices.Clone(learners), func(m ObservedMember) bool { return m.Stalled || !isSite(p.live, m.Node) || g.gone(m.Replica) })
 	size := p.wantedSize(g, voters)
 	if len(voters) == 0 || size == 0 {
 		return // nothing good is left: that is for an operator

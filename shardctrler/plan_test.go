@@ -315,3 +315,31 @@ func TestPlanIsBounded(t *testing.T) {
 		t.Fatalf("%d after one was done", len(again))
 	}
 }
+
+// TestAChangeThatGoesThroughAfterAll: it was given up, so the node of its learner
+// may have deleted that for good. Another takes its place at once.
+func TestAChangeThatGoesThroughAfterAll(t *testing.T) {
+	r := afterBringUp(t)
+	r.must(t, Register{Registration: registrationOf("another")})
+	g, _ := r.state.group(2)
+	node := r.state.LastNode
+	members := append(slices.Clone(g.Members), shardmap.Member{Node: node, Learner: true})
+	if refused := r.must(t, Commit{Operations: []Operation{{Body: ChangeMembership{Group: 2, Epoch: g.Epoch, Members: members}}}}).(Committed).Refused[0]; refused != nil {
+		t.Fatal(refused)
+	}
+	o, _ := r.state.pendingFor(2)
+	through := Observe{Group: 2, Epoch: g.Epoch + 1, Members: o.Body.(ChangeMembership).Members}
+	r.must(t, Finish{Operation: o.ID, Detail: "given up"})
+	r.must(t, through)
+	learner := through.Members[len(through.Members)-1].Replica
+	if g, _ = r.state.group(2); !g.gone(learner) || g.gone(g.Members[0].Replica) {
+		t.Fatalf("the group is %+v", g)
+	}
+	gives := func(o Operation) bool {
+		c, is := o.Body.(ChangeMembership)
+		return is && c.Group == 2 && !slices.ContainsFunc(c.Members, func(m shardmap.Member) bool { return m.Replica == learner })
+	}
+	if planned := Plan(r.state, allUp(r.state)); !slices.ContainsFunc(planned, gives) {
+		t.Errorf("planned is %+v", planned)
+	}
+}

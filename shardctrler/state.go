@@ -113,6 +113,11 @@ type Group struct {
 	Leaving bool
 }
 
+// gone tells whether a member was given up before the group made it one.
+func (g Group) gone(id raft.ReplicaID) bool {
+	return slices.ContainsFunc(g.Members, func(m shardmap.Member) bool { return m.Replica == id && m.Gone })
+}
+
 // Config is a numbered assignment that was wished for.
 type Config struct {
 	Num     shardmap.ConfigNum

@@ -40,6 +40,9 @@ type Member struct {
 	// First: it belongs to the group's first membership and starts with it;
 	// any other replica starts empty.
 	First bool
+	// Gone: the replica was given up, and the group has it for a member all the
+	// same. Its node may have deleted it, and starts it never again.
+	Gone bool
 }
 
 // Node is a registered node's addresses.
