@@ -34,7 +34,7 @@ import (
 //	sleep id=1
 //	status
 func TestTranscripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/transcripts", func(t *testing.T, path string) {
 		var play transcript
 		datadriven.RunTest(t, path, play.run)
 	})
