@@ -77,13 +77,13 @@
 //
 // u is a uvarint, i a signed varint, t a u length and so many bytes, n* a u
 // count and so many n, b a byte. Everything begins with a version byte: commands
-// with 1, records with 2.
+// with 2, records with 3.
 //
 // Commands, tag in the second byte:
 //
 //	1 Init      cluster t, shards u, replicas u, groups u, replace after u, registration
 //	2 Register  cluster t, node u, registration
-//	3 Commit    operation*
+//	3 Commit    operation*, applied u, scene t
 //	4 Finish    operation u, done b, detail t
 //	5 Observe   group u, epoch u, member*
 //	6 Prefer    group u, node u
@@ -98,7 +98,7 @@
 //
 //	registration  random id t, name t, zone t, addr t, gossip t, resp t, http t, version t
 //	member        replica u, node u, flags b (1 learner, 2 first, 4 gone)
-//	operation     id u, at i (unix ms), reason t, tag b, and by tag
+//	operation     id u, at i (unix ms), decision u, reason t, tag b, and by tag
 //	  1 CreateGroups      (node u*, preferred u)*, owner's place u*
 //	  2 SetNodeState      node u, state b
 //	  3 Birth             group u, generation u
@@ -107,6 +107,8 @@
 //	  6 StartMove         shard u, from u, to u, generation u
 //	  7 DestroyGroup      group u
 //	  8 SetPreferred      group u, node u
+//	  9 Reassign          config u, (shard u, group u)*, group u, weight u
+//	  10 NoteEffect       config u, has u, others u
 //	  11 Recover          group u, node u, replica u, epoch u, floor u
 //
 // Records: the key is the kind (1 byte) and an id (8 bytes, big-endian). The

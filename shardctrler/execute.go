@@ -47,13 +47,13 @@ func (c *Controller) Execute(ctx context.Context, r *flotillav1.ExecuteRequest) 
 // request is wrong, all else is in the answer.
 func CarryOut(groups Groups, shards Shards, r *flotillav1.ExecuteRequest, done func(*flotillav1.ExecuteResponse, error)) {
 	st, ok := groups.Status(raft.GroupID(r.Group))
-	recover, recovers := r.Operation.(*flotillav1.ExecuteRequest_Recover)
+	order, recovers := r.Operation.(*flotillav1.ExecuteRequest_Recover)
 	switch {
 	case !ok:
 		done(&flotillav1.ExecuteResponse{Message: fmt.Sprintf("there is no replica of group %d here", r.Group)}, nil)
 		return
 	case recovers:
-		done(carryOutRecover(groups, st, recover.Recover), nil)
+		done(carryOutRecover(groups, st, order.Recover), nil)
 		return
 	case !st.IsLeader:
 		err := &NotLeaderError{Group: st.Group, Leader: st.Leader.Node}

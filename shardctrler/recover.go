@@ -43,7 +43,7 @@ func (b Recover) onGroup() (raft.GroupID, bool) { return b.Group, true }
 const recoverEpochs = 1 << 20
 
 // recoverGroup records the order. Whether the group is lost, only those can tell
-// who ask its replicas: see found.
+// who ask its replicas: see recovery.
 func (d *draft) recoverGroup(c RecoverGroup) error {
 	g, ok := d.group(c.Group)
 	switch {

@@ -12,7 +12,7 @@ import (
 )
 
 func newRecoverCommand(g *globals) *cobra.Command {
-	recover := &cobra.Command{
+	command := &cobra.Command{
 		Use:   "recover GROUP",
 		Short: "Have a group go on that has lost its majority for good; writes may be lost",
 		Long: `Recover is for a group of whose replicas so many are lost for good that the rest
@@ -24,9 +24,9 @@ Without --accept-loss nothing is changed: it says what there is and what may be
 lost. If one of the lost nodes can be brought back, do that instead.`,
 		Args: cobra.ExactArgs(1),
 	}
-	from := recover.Flags().String("from", "", "the `NODE` (id or name) whose replica it goes on from (default: that with the longest log)")
-	accept := recover.Flags().Bool("accept-loss", false, "do it")
-	recover.RunE = func(c *cobra.Command, args []string) error {
+	from := command.Flags().String("from", "", "the `NODE` (id or name) whose replica it goes on from (default: that with the longest log)")
+	accept := command.Flags().Bool("accept-loss", false, "do it")
+	command.RunE = func(c *cobra.Command, args []string) error {
 		group, err := number("GROUP", args[0])
 		if err != nil {
 			return err
@@ -56,7 +56,7 @@ lost. If one of the lost nodes can be brought back, do that instead.`,
 		_, err = fmt.Fprintf(c.OutOrStdout(), "\ngroup %d is being recovered; flotilla explain group %d shows how that goes\n", group, group)
 		return err
 	}
-	return recover
+	return command
 }
 
 func askRecovery(ctx context.Context, g *globals, r *flotillav1.RecoverGroup, dry bool) (*flotillav1.Recovery, error) {
@@ -87,10 +87,7 @@ func printRecovery(out io.Writer, r *flotillav1.Recovery) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nit would go on from node %d alone:\n", r.GetNode())
 	fmt.Fprintf(&b, "- what was acknowledged and did not reach node %d is lost; nobody can tell how much that is\n", r.GetNode())
-	switch {
-	case chosen == nil:
-		fmt.Fprintf(&b, "- node %d does not answer: what it has is not known\n", r.GetNode())
-	case chosen.GetLastIndex() > chosen.GetCommit():
+	if chosen.GetLastIndex() > chosen.GetCommit() {
 		fmt.Fprintf(&b, "- its entries %d to %d, of which it is not known whether they were committed, take effect\n", chosen.GetCommit()+1, chosen.GetLastIndex())
 	}
 	if chosen.GetSuspect() {
