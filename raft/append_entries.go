@@ -14,6 +14,7 @@ func (r *Raft) handleAppendEntries(m *Message, a *AppendEntries) error {
 	r.becomeFollower(m.Term, m.From)
 	r.heardLeader()
 	r.confirmSuspect()
+	r.neededFrom = a.NeededFrom
 
 	if !r.hasPrev(a) {
 		r.refuseAppend(m.From, a)

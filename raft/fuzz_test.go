@@ -74,7 +74,7 @@ func (d *dice) body() raft.Body {
 		return &raft.RequestVoteReply{PreVote: d.flag(), Granted: d.flag()}
 	case 2, 3:
 		prev := raft.Index(d.number())
-		return &raft.AppendEntries{PrevLogIndex: prev, PrevLogTerm: raft.Term(d.number()), Entries: d.entries(prev + 1), LeaderCommit: raft.Index(d.number()), ReadRound: d.number(), Sleep: d.flag()}
+		return &raft.AppendEntries{PrevLogIndex: prev, PrevLogTerm: raft.Term(d.number()), Entries: d.entries(prev + 1), LeaderCommit: raft.Index(d.number()), ReadRound: d.number(), Sleep: d.flag(), NeededFrom: raft.Index(d.number())}
 	case 4:
 		return &raft.AppendEntriesReply{Success: d.flag(), MatchIndex: raft.Index(d.number()), ConflictTerm: raft.Term(d.number()), ConflictIndex: raft.Index(d.number()),
 			RejectedPrev: raft.Index(d.number()), ReadRound: d.number(), Asleep: d.flag(), Suspect: d.flag()}

@@ -37,6 +37,7 @@ type AppendEntries struct {
 	LeaderCommit Index
 	ReadRound    uint64 // echoed in the reply: proves leadership for all reads up to this round
 	Sleep        bool   // the leader falls asleep: a follower whose log and commit index equal the leader's does too
+	NeededFrom   Index  // the first entry that a member may still need from the log, should the receiver lead next; 0: not said
 }
 
 // AppendEntriesReply answers AppendEntries and InstallSnapshot.

@@ -51,7 +51,8 @@ type Raft struct {
 	forwarded   forwardedReads
 	suspicion   suspicion
 	asleep      bool
-	readFailed  bool // the log could not be read; tried again at the next tick
+	neededFrom  Index // as the leader said last; see NeededFrom
+	readFailed  bool  // the log could not be read; tried again at the next tick
 	out         outbox
 }
 

@@ -23,6 +23,8 @@ type leadership struct {
 	timeoutNowSent  bool
 
 	falling bool // asleep, once the followers are
+
+	neededFrom Index // of the log, as of this turn
 }
 
 // becomeLeader begins a term with a no-op (section 8): committing it commits
@@ -129,9 +131,32 @@ func (r *Raft) replicate() {
 	}
 	l.due = false
 	r.beginReadRound()
+	l.neededFrom = r.NeededFrom()
 	for i := range l.progress {
 		r.replicateTo(&l.progress[i])
 	}
+}
+
+// NeededFrom is the first entry of the log that a member may still need from
+// it: everything before can be compacted without making anybody need a
+// snapshot who does not need one already. A leader says so to its followers,
+// so that the next one has what this one kept. Of members that a leader has not
+// heard of it believes what its predecessor said. 0: nothing is known.
+func (r *Raft) NeededFrom() Index {
+	if r.leading == nil {
+		return r.neededFrom
+	}
+	first, needed := r.log.firstIndex(), r.log.last+1
+	for i := range r.leading.progress {
+		next := r.leading.progress[i].match + 1
+		if next == 1 {
+			next = max(next, r.neededFrom)
+		}
+		if next >= first {
+			needed = min(needed, next)
+		}
+	}
+	return needed
 }
 
 func (r *Raft) replicateTo(p *progress) {
@@ -194,6 +219,7 @@ func (r *Raft) sendAppend(p *progress, prev Index, prevTerm Term, es []Entry) {
 		LeaderCommit: r.log.commit,
 		ReadRound:    r.leading.reads.round,
 		Sleep:        r.leading.falling && len(es) == 0,
+		NeededFrom:   r.leading.neededFrom,
 	})
 }
 

@@ -11,7 +11,10 @@ type Status struct {
 	Leader  ReplicaID // 0: none known
 
 	First Index // of the log
-	Last  Index
+	// NeededFrom is the first entry that a member may still need from it; 0:
+	// not known.
+	NeededFrom Index
+	Last       Index
 	// LastTerm is that of the entry at Last.
 	LastTerm Term
 	Durable  Index
@@ -46,7 +49,7 @@ func (r *Raft) Status() Status {
 	s := Status{
 		Group: r.group, Replica: r.self,
 		Term: r.currentTerm, Vote: r.votedFor, Role: r.role, Leader: r.leader,
-		First: r.log.firstIndex(), Last: r.log.last, LastTerm: r.log.lastTerm, Durable: r.log.durable, Commit: r.log.commit, Applied: r.delivery.applied,
+		First: r.log.firstIndex(), NeededFrom: r.NeededFrom(), Last: r.log.last, LastTerm: r.log.lastTerm, Durable: r.log.durable, Commit: r.log.commit, Applied: r.delivery.applied,
 		Membership: *r.memberships.current(), MembershipIndex: r.memberships.index(),
 		Asleep: r.asleep, Suspect: r.suspicion.on,
 	}

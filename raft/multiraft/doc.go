@@ -89,8 +89,9 @@
 //
 // # The log is kept
 //
-// behind what the state store has flushed, and on a leader behind what a member
-// of the group still needs, within LogKeepBytes for the whole node; past that
+// behind what the state store has flushed and what a member of the group still
+// needs, which the leader tells the others (who may lead next), within
+// LogKeepBytes for the whole node; past that
 // the group with the most is cut first. A leader that streams a snapshot keeps
 // the log behind its mark. The state store is flushed when the oldest unflushed
 // apply is FlushAfter old or the kept log exceeds its budget.

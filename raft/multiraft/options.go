@@ -69,7 +69,8 @@ type Limits struct {
 	SnapshotSendsMax int   // snapshots streamed at once; 2
 	LogKeepBytes     int64 // kept log of all groups; 2 GiB
 	// FollowerKeepBytes is what a follower keeps of its log behind what is
-	// flushed, should it become the leader of a member that lags a little; 4 MiB.
+	// flushed even if the leader needs none of it, for what the leader said is
+	// a little old; 4 MiB.
 	FollowerKeepBytes int64
 }
 

@@ -196,18 +196,12 @@ func (r *replica) logUse(size int64, durable raft.Index) logUse {
 	if mark := r.worker.h.sends.lowestMark(r.key); mark != 0 {
 		u.pinned = mark + 1
 	}
-	if core.Role != raft.Leader {
-		if size > 0 && u.last >= u.first {
-			entries := float64(u.last-u.first+1) * min(1, float64(r.worker.h.opts.Limits.FollowerKeepBytes)/float64(size))
-			u.needed = u.last + 1 - raft.Index(entries)
-		}
-		return u
+	if core.Role != raft.Leader && u.last >= u.first {
+		entries := float64(u.last-u.first+1) * min(1, float64(r.worker.h.opts.Limits.FollowerKeepBytes)/float64(size))
+		u.needed -= raft.Index(entries)
 	}
-	for _, p := range core.Progress {
-		// Whoever is behind the log gets a snapshot anyway.
-		if next := p.Match + 1; next >= u.first {
-			u.needed = min(u.needed, next)
-		}
+	if core.NeededFrom != 0 {
+		u.needed = min(u.needed, core.NeededFrom)
 	}
 	return u
 }

@@ -198,6 +198,70 @@ func TestAFollowerCatchesUpFromTheLog(t *testing.T) {
 	}
 }
 
+// What the leader keeps for a member that is away the others keep too: whoever
+// leads when it is back has the log that it needs, whether it was handed the
+// leadership or found its leader dead and has heard nothing of the member yet.
+func TestTheNextLeaderHasTheLogToo(t *testing.T) {
+	for name, change := range map[string]func(w *world){
+		"transfer": func(w *world) {
+			if err := w.nodes[w.leader(2)].host.Transfer(2, 2); err != nil {
+				t.Fatal(err)
+			}
+			w.until("2 leads", func() bool { return w.leader(2) == 2 })
+		},
+		"election": func(w *world) {
+			w.crash(w.leader(2))
+			w.leader(2)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 5, func(o *Options) { o.Limits.FollowerKeepBytes = 1 })
+			w.group(2, 1, 1, 2, 3, 4, 5)
+			w.mustPropose(2, "first")
+			w.crash(5)
+			for i := range 50 {
+				w.mustPropose(2, fmt.Sprintf("k%d=%d", i, i))
+			}
+			look := func() {
+				for _, id := range w.order {
+					if n := w.nodes[id]; n.host != nil {
+						n.states.Flush()
+					}
+				}
+				w.run(3 * time.Second) // the trimmer looks
+			}
+			look()
+			change(w)
+			w.mustPropose(2, "by another leader")
+			look()
+			w.up(5)
+			w.until("it has caught up", func() bool {
+				s, _ := w.nodes[5].host.Status(2)
+				return s.Applied >= 52 && w.nodes[5].tally[2].count == 52
+			})
+			if n := w.nodes[5].host.Stats().SnapshotsInstalled; n != 0 {
+				t.Errorf("%d snapshots although the log was kept", n)
+			}
+			// Once nobody is away nothing is kept.
+			for id := raft.NodeID(1); id <= 5; id++ {
+				if w.nodes[id].host == nil {
+					w.up(id)
+				}
+			}
+			w.until("the logs are cut", func() bool {
+				w.mustPropose(2, "more")
+				look()
+				for id := raft.NodeID(1); id <= 5; id++ {
+					if w.nodes[id].store.Reader(raft.ReplicaKey{Group: 2, Replica: raft.ReplicaID(id)}).FirstIndex() < 50 {
+						return false
+					}
+				}
+				return true
+			})
+		})
+	}
+}
+
 func TestAFollowerCatchesUpBySnapshot(t *testing.T) {
 	w := newWorld(t, 3, func(o *Options) { o.Limits.LogKeepBytes = 1 })
 	w.group(2, 1, 1, 2, 3)

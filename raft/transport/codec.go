@@ -132,6 +132,7 @@ func (e *batchEncoder) appendEntries(body *raft.AppendEntries) *flotillav1.RaftM
 	f.message.Body, f.oneof.AppendEntries = &f.oneof, &f.body
 	f.body.PrevLogIndex, f.body.PrevLogTerm = uint64(body.PrevLogIndex), uint64(body.PrevLogTerm)
 	f.body.LeaderCommit, f.body.ReadRound, f.body.Sleep = uint64(body.LeaderCommit), body.ReadRound, body.Sleep
+	f.body.NeededFrom = uint64(body.NeededFrom)
 	for len(f.entries) < len(body.Entries) {
 		f.entries = append(f.entries, new(flotillav1.RaftEntry))
 	}
@@ -272,7 +273,7 @@ func decodeBody(m *flotillav1.RaftMessage) (raft.Body, error) {
 }
 
 func decodeAppendEntries(b *flotillav1.AppendEntries) (raft.Body, error) {
-	if err := bounded(b.GetPrevLogIndex(), b.GetPrevLogTerm(), b.GetLeaderCommit()); err != nil {
+	if err := bounded(b.GetPrevLogIndex(), b.GetPrevLogTerm(), b.GetLeaderCommit(), b.GetNeededFrom()); err != nil {
 		return nil, err
 	}
 	out := &raft.AppendEntries{
@@ -281,6 +282,7 @@ func decodeAppendEntries(b *flotillav1.AppendEntries) (raft.Body, error) {
 		LeaderCommit: raft.Index(b.GetLeaderCommit()),
 		ReadRound:    b.GetReadRound(),
 		Sleep:        b.GetSleep(),
+		NeededFrom:   raft.Index(b.GetNeededFrom()),
 	}
 	if len(b.GetEntries()) == 0 {
 		return out, nil

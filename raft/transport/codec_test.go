@@ -23,7 +23,7 @@ func everyMessage() []raft.Message {
 	bodies := []raft.Body{
 		&raft.RequestVote{PreVote: true, Transfer: true, LastLogIndex: 8, LastLogTerm: 7},
 		&raft.RequestVoteReply{PreVote: true, Granted: true},
-		&raft.AppendEntries{PrevLogIndex: 4, PrevLogTerm: 2, LeaderCommit: 3, ReadRound: math.MaxUint64, Sleep: true, Entries: []raft.Entry{
+		&raft.AppendEntries{PrevLogIndex: 4, PrevLogTerm: 2, LeaderCommit: 3, ReadRound: math.MaxUint64, Sleep: true, NeededFrom: 9, Entries: []raft.Entry{
 			{Index: 5, Term: 2, Kind: raft.EntryCommand, Data: []byte("data")},
 			{Index: 6, Term: 3, Kind: raft.EntryMembership, Data: mark.Membership.Encode()},
 			{Index: 7, Term: 3, Kind: raft.EntryNoop},

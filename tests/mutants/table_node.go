@@ -92,6 +92,12 @@ func nodeMutants() []*mutant {
 			killers: by(multiraft, "TestAStateAheadOfItsLogMakesSuspect"),
 		},
 		{
+			name:    "next-leader-forgets-who-is-away",
+			breaks:  "a new leader keeps the log that its predecessor kept for a member that it has not heard",
+			changes: in("raft/replication.go", "next = max(next, r.neededFrom)", "next = 0"),
+			killers: by("./raft/multiraft", "TestTheNextLeaderHasTheLogToo"),
+		},
+		{
 			name:    "log-cut-before-the-flush",
 			breaks:  "the log is cut only behind what the state store cannot lose",
 			changes: in("raft/multiraft/trimplan.go", "through := min(u.durable, u.needed-1, u.pinned-1)", "through := min(u.needed-1, u.pinned-1)"),

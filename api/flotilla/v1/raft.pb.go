@@ -584,6 +584,7 @@ type AppendEntries struct {
 	LeaderCommit  uint64                 `protobuf:"varint,4,opt,name=leader_commit,json=leaderCommit,proto3" json:"leader_commit,omitempty"`
 	ReadRound     uint64                 `protobuf:"varint,5,opt,name=read_round,json=readRound,proto3" json:"read_round,omitempty"`
 	Sleep         bool                   `protobuf:"varint,6,opt,name=sleep,proto3" json:"sleep,omitempty"`
+	NeededFrom    uint64                 `protobuf:"varint,7,opt,name=needed_from,json=neededFrom,proto3" json:"needed_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -658,6 +659,13 @@ func (x *AppendEntries) GetSleep() bool {
 		return x.Sleep
 	}
 	return false
+}
+
+func (x *AppendEntries) GetNeededFrom() uint64 {
+	if x != nil {
+		return x.NeededFrom
+	}
+	return 0
 }
 
 type AppendEntriesReply struct {
@@ -1386,7 +1394,7 @@ const file_flotilla_v1_raft_proto_rawDesc = "" +
 	"\rlast_log_term\x18\x04 \x01(\x04R\vlastLogTerm\"G\n" +
 	"\x10RequestVoteReply\x12\x19\n" +
 	"\bpre_vote\x18\x01 \x01(\bR\apreVote\x12\x18\n" +
-	"\agranted\x18\x02 \x01(\bR\agranted\"\xe5\x01\n" +
+	"\agranted\x18\x02 \x01(\bR\agranted\"\x86\x02\n" +
 	"\rAppendEntries\x12$\n" +
 	"\x0eprev_log_index\x18\x01 \x01(\x04R\fprevLogIndex\x12\"\n" +
 	"\rprev_log_term\x18\x02 \x01(\x04R\vprevLogTerm\x120\n" +
@@ -1394,7 +1402,9 @@ const file_flotilla_v1_raft_proto_rawDesc = "" +
 	"\rleader_commit\x18\x04 \x01(\x04R\fleaderCommit\x12\x1d\n" +
 	"\n" +
 	"read_round\x18\x05 \x01(\x04R\treadRound\x12\x14\n" +
-	"\x05sleep\x18\x06 \x01(\bR\x05sleep\"\x91\x02\n" +
+	"\x05sleep\x18\x06 \x01(\bR\x05sleep\x12\x1f\n" +
+	"\vneeded_from\x18\a \x01(\x04R\n" +
+	"neededFrom\"\x91\x02\n" +
 	"\x12AppendEntriesReply\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x1f\n" +
 	"\vmatch_index\x18\x02 \x01(\x04R\n" +

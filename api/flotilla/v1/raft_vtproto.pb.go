@@ -609,6 +609,11 @@ func (m *AppendEntries) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.NeededFrom != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.NeededFrom))
+		i--
+		dAtA[i] = 0x38
+	}
 	if m.Sleep {
 		i--
 		if m.Sleep {
@@ -1522,6 +1527,9 @@ func (m *AppendEntries) SizeVT() (n int) {
 	}
 	if m.Sleep {
 		n += 2
+	}
+	if m.NeededFrom != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.NeededFrom))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -3044,6 +3052,25 @@ func (m *AppendEntries) UnmarshalVTUnsafe(dAtA []byte) error {
 				}
 			}
 			m.Sleep = bool(v != 0)
+		case 7:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field NeededFrom", wireType)
+			}
+			m.NeededFrom = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.NeededFrom |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
