@@ -180,6 +180,37 @@ func TestAHandOffIsAskedForOnlyAfterASuccess(t *testing.T) {
 	}
 }
 
+// TestNoTimerTakesAShardBack: however long nobody answers and nothing is applied,
+// the target asks for an end of a move only when its own log has refused the
+// shard, and the source serves it again for nothing else.
+func TestNoTimerTakesAShardBack(t *testing.T) {
+	r, x := exporting(t)
+	x.must(r, t, moveHandOff, nil)
+	in := &importStatus{record: shardRecord{state: shardImporting}, in: imported{scanned: true, position: position(1, 0)}}
+	var v mover
+	now := time.Now()
+	for hour := range 100 {
+		now = now.Add(time.Hour)
+		r.one(t, epoch+int64(hour+1)*3_600_000, timeOnly{})
+		if sh := r.machine.shards[movedShard]; sh.state != shardHandedOff {
+			t.Fatalf("after %d hours the source's shard is %s", hour+1, sh.describe())
+		}
+		act := v.turn(now, in)
+		switch {
+		case act.ask != nil && (act.ask.Want == flotillav1.PullRequest_WANT_TAKE_BACK || act.ask.Want == flotillav1.PullRequest_WANT_CANCEL):
+			t.Fatalf("after %d hours the target asks for %v", hour+1, act.ask.Want)
+		case act.ask != nil && hour%10 == 0: // now and then it hears what is to be activated, and its log takes nothing
+			v.answered(now, act.ask, &flotillav1.PullResponse{To: act.ask.From, Done: true, Frozen: true, Summed: true, Checksum: itemsChecksum(nil), Handed: &flotillav1.HandedOff{}})
+		case act.ask != nil:
+			v.answered(now, act.ask, nil)
+		case len(act.entries) > 0:
+			v.proposed(now, false)
+		default:
+			t.Fatalf("after %d hours it does nothing", hour+1)
+		}
+	}
+}
+
 // TestNothingIsHandedOffWhileMuchIsLeft: however the target comes to ask for it.
 func TestNothingIsHandedOffWhileMuchIsLeft(t *testing.T) {
 	serveTwo(t, func(w *twoGroups, a, b *bench) {

@@ -2,6 +2,7 @@ package peer_test
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,6 +13,20 @@ import (
 type network struct {
 	mu    sync.Mutex // guards peers
 	peers [3]*peer.Raft
+}
+
+func (n *network) join(me int, rf *peer.Raft) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.peers[me] = rf
+}
+
+// start has whoever leads take a command in; false: nobody leads.
+func (n *network) start(command string) bool {
+	return slices.ContainsFunc(n.peers[:], func(rf *peer.Raft) bool {
+		_, _, isLeader := rf.Start([]byte(command))
+		return isLeader
+	})
 }
 
 // way is a peer's way to another.
@@ -49,17 +64,7 @@ func Example() {
 		logs[me] = make(chan peer.ApplyMsg)
 		rf := peer.Make(ends, me, forgetful{}, logs[me])
 		defer rf.Kill()
-		net.mu.Lock()
-		net.peers[me] = rf
-		net.mu.Unlock()
-	}
-	start := func(command string) bool {
-		for _, rf := range net.peers {
-			if _, _, isLeader := rf.Start([]byte(command)); isLeader {
-				return true
-			}
-		}
-		return false
+		net.join(me, rf)
 	}
 	// await reads a peer's log until the word comes.
 	await := func(me int, word string, patience time.Duration) bool {
@@ -77,7 +82,7 @@ func Example() {
 	}
 	for _, word := range []string{"one", "log"} {
 		// Nobody may lead yet, or a leader be deposed before it has told anyone.
-		for !start(word) || !await(0, word, 2*time.Second) {
+		for !net.start(word) || !await(0, word, 2*time.Second) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		await(1, word, time.Minute)

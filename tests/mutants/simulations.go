@@ -44,7 +44,7 @@ var simulations = []simulation{
 	},
 	{
 		column: "cluster", pkg: "./tests/sim", test: "TestSeeds", first: 1,
-		reaches: []string{"raft", "raft/multiraft", "raft/logstore", "raft/statestore", "shardkv", "client/routing"},
+		reaches: []string{"raft", "raft/multiraft", "raft/logstore", "raft/statestore", "raft/transport", "shardctrler", "shardkv", "client/routing"},
 		args:    func(n int) []string { return []string{"-seeds", strconv.Itoa(n), "-first", "1"} },
 		seed:    regexp.MustCompile(`(?m)^\s*\S*\s*seed (\d+): violation: `),
 	},

@@ -32,6 +32,12 @@ func moveMutants() []*mutant {
 			killers: drawn(shardkv, "TestAMoveDoesNotShow"),
 		},
 		{
+			name:    "taken-back-by-a-timer",
+			breaks:  "ownership changes by entries only: no silence, however long, takes back what was handed off",
+			changes: in("shardkv/mover.go", "\tcase in.refused:\n", "\tcase in.refused || v.failures > 1 && !v.handedAt.IsZero():\n"),
+			killers: by(shardkv, "TestNoTimerTakesAShardBack"),
+		},
+		{
 			name:    "late-range-delete",
 			breaks:  "who deletes a copy names the move that it was handed off by",
 			changes: in("shardkv/move.go", "\tcase sh.state == shardHandedOff && sh.move == c.id:\n\tcase sh.move >= c.id", "\tcase sh.state == shardHandedOff:\n\tcase sh.move >= c.id"),
