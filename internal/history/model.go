@@ -23,9 +23,23 @@ func model() porcupine.Model {
 		Step: func(state, input, output any) (bool, any) {
 			return step(state.(keyState), input.(Op))
 		},
+		Hash:              func(state any) uint64 { return state.(keyState).hash() },
 		DescribeOperation: func(input, _ any) string { return input.(Op).String() },
 		DescribeState:     func(state any) string { return state.(keyState).String() },
 	}
+}
+
+// hash tells states apart: one set of operations leads to many, and the search
+// would go through all of them each time.
+func (s keyState) hash() uint64 {
+	const prime = 0x9E3779B97F4A7C15 // 2^64 by the golden ratio
+	h := uint64(s.value) * prime
+	h = (h ^ s.version) * prime
+	h = (h ^ s.floor) * prime
+	if s.present {
+		h = ^h
+	}
+	return h
 }
 
 // step applies an operation and tells whether what was heard fits.

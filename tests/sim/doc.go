@@ -14,8 +14,8 @@
 // profile says (profile.go names them): messages are lost, repeated, late and
 // cut off one way, in halves, rings, chains and by clogging; snapshots lose a
 // bit on their way; nodes crash with any part of what they had not synced, stop
-// gracefully, stand still, come back, lose the ends of their logs or all they
-// had; disks are slow, stand still or are full;
+// gracefully, stand still, come back, lose the ends of their logs, synced or
+// not (what is torn or damaged there the store takes for lost), or all they had; disks are slow, stand still or are full;
 // clocks run at other rates and jump; all the while shards are ordered to move
 // from group to group. Then all faults end, and within a bounded
 // time everything must be well.
@@ -35,6 +35,7 @@
 //	Linearizability        of every key, unknown outcomes left open (history.go)
 //	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that
 //	                       is unknown is there once at most (history.go)
+//	Stale Reads            find what a key once was, under its version, and not long ago (history.go)
 //	Versions               no two writes of a shard share one (history.go)
 //	Lanes                  what a client orders takes effect in that order (history.go)
 //	Acknowledged Writes    are there at the end (history.go)

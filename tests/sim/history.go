@@ -26,7 +26,7 @@ const (
 	opCAS
 	opIncr
 	opAppend
-	opStale // a read of any age: only that its value was written once is checked
+	opStale // a read of any age: see checkStale
 	opTTL   // a write that expires: only the replicas are compared
 )
 
@@ -277,6 +277,15 @@ type keyState struct {
 	floor   uint64 // the highest version told: those to come are above it
 }
 
+// hash tells states apart: one set of operations leads to many.
+func (s keyState) hash() uint64 {
+	h := sum([]byte(s.value)) ^ s.version<<1 ^ s.floor<<32
+	if s.present {
+		h = ^h
+	}
+	return h
+}
+
 func step(s keyState, o *op) (bool, keyState) {
 	told := o.outcome == outcomeOK
 	switch o.kind {
@@ -323,22 +332,28 @@ func (s keyState) write(value string, version uint64, told bool) (bool, keyState
 	return true, next
 }
 
-func model() porcupine.Model {
+// model counts its steps, and takes none beyond those that are left.
+func model(left *int) porcupine.Model {
 	return porcupine.Model{
 		Init: func() any { return keyState{} },
 		Step: func(state, input, _ any) (bool, any) {
+			if *left--; *left < 0 {
+				return false, state
+			}
 			ok, next := step(state.(keyState), input.(*op))
 			return ok, next
 		},
+		Hash:              func(state any) uint64 { return state.(keyState).hash() },
 		DescribeOperation: func(input, _ any) string { return input.(*op).String() },
 		DescribeState:     func(state any) string { return fmt.Sprintf("%+v", state) },
 	}
 }
 
-// searchMost bounds the search for an order of one key's operations, which
-// grows steeply with those whose outcome is unknown. A key that takes longer
-// counts as unchecked; its tokens and counts are checked all the same.
-const searchMost = 2 * time.Second
+// searchSteps bounds the search for an order of one key's operations, which
+// grows steeply with those whose outcome is unknown: in steps and not in time,
+// so that it ends alike on every machine. A key that needs more counts as
+// unchecked; its tokens and counts are checked all the same.
+const searchSteps = 1_000_000
 
 // check holds the history against its promises.
 func (w *world) checkHistory() {
@@ -371,6 +386,7 @@ func (w *world) checkHistory() {
 			w.checkCounter(key, byKey[key])
 		}
 		w.checkOrder(key, byKey[key])
+		w.checkStale(key, byKey[key])
 	}
 }
 
@@ -387,10 +403,11 @@ func (w *world) checkOrder(key string, ops []*op) {
 		}
 		all = append(all, porcupine.Operation{ClientId: len(all), Input: o, Call: int64(o.begin), Output: nil, Return: end})
 	}
-	switch porcupine.CheckOperationsTimeout(model(), all, searchMost) {
-	case porcupine.Ok:
+	left := searchSteps
+	switch {
+	case porcupine.CheckOperations(model(&left), all):
 		return
-	case porcupine.Unknown:
+	case left < 0:
 		w.counts.Unchecked++
 		return
 	}
@@ -458,6 +475,62 @@ func (w *world) checkCounter(key string, ops []*op) {
 	}
 	if n < least || n > most {
 		w.fail("Exactly Once", "counter %s stands at %d; %d increments were acknowledged, %d may have happened", key, n, least, most)
+	}
+}
+
+// staleMost is how old what a stale read finds can be: its bound by a clock that
+// runs slow, and before that a leader that is none any more and does not know,
+// whose message took its time to a process that stood still.
+const staleMost = 10 * time.Second
+
+// checkStale: a stale read finds what the key once was, not what never was, nor
+// what is to come.
+func (w *world) checkStale(key string, ops []*op) {
+	writes := make(map[string]*op) // by the value, or the token, that only they write
+	for _, o := range ops {
+		if o.kind == opPut || o.kind == opCAS || o.kind == opAppend {
+			writes[o.value] = o
+		}
+	}
+	last := lastRead(ops)
+	for _, o := range ops {
+		if o.kind != opStale || o.outcome != outcomeOK {
+			continue
+		}
+		values := []string{o.result}
+		if key[0] == 'l' {
+			values = strings.SplitAfter(o.result, ",")
+			w.checkStaleList(o, last, ops)
+		}
+		for _, value := range values {
+			if value == "" {
+				continue
+			}
+			switch by := writes[value]; {
+			case by == nil:
+				w.fail("Stale Reads", "operation %d reads %q of %s, which nobody wrote", o.id, value, key)
+			case by.begin > o.end:
+				w.fail("Stale Reads", "operation %d reads %q of %s before it is written", o.id, value, key)
+			case by.outcome == outcomeFailed:
+				w.fail("Stale Reads", "operation %d reads %q of %s, which failed for certain", o.id, value, key)
+			case key[0] == 'r' && by.outcome == outcomeOK && by.version != o.version:
+				w.fail("Stale Reads", "operation %d reads %q of %s under version %d, it was written under %d", o.id, value, key, o.version, by.version)
+			}
+		}
+	}
+}
+
+// checkStaleList: a list only grows, so what it once was is how it begins, and
+// lacks only what is new.
+func (w *world) checkStaleList(o, last *op, ops []*op) {
+	if last != nil && last.begin > o.end && !strings.HasPrefix(last.result, o.result) {
+		w.fail("Stale Reads", "operation %d reads %s as %q, which is not how it begins in the end: %q", o.id, o.key, o.result, last.result)
+	}
+	for _, by := range ops {
+		old := by.kind == opAppend && by.outcome == outcomeOK && by.end+staleMost < o.begin
+		if old && !strings.Contains(","+o.result, ","+by.value) {
+			w.fail("Stale Reads", "operation %d reads %s as %q without %q, acknowledged %v before", o.id, o.key, o.result, by.value, o.begin-by.end)
+		}
 	}
 }
 

@@ -318,8 +318,13 @@ func (n *node) useDisk() {
 	}
 	if n.states.FlushWanted() && !n.flush {
 		n.flush = true
-		n.forLife(w.upTo(w.profile.flush), func() {
+		n.forLife(w.upTo(w.profile.flush)+n.slow, func() {
 			n.flush = false
+			if n.broken != nil {
+				n.failed = n.broken // as the state store's owner, which it tells
+				n.settle()
+				return
+			}
 			many := n.states.Unflushed()
 			if many > 0 && !w.profile.flushAll {
 				many = 1 + w.rng.IntN(many)
