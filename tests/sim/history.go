@@ -136,7 +136,7 @@ func (o *op) request() *flotillav1.Request {
 	case opGet:
 		add(&flotillav1.Op{Op: &flotillav1.Op_Get{Get: &flotillav1.Get{Key: key}}})
 	case opStale:
-		q.Consistency, q.StalenessMs = flotillav1.Consistency_STALE, 2000
+		q.Consistency, q.StalenessMs = flotillav1.Consistency_STALE, uint32(staleBound.Milliseconds())
 		add(&flotillav1.Op{Op: &flotillav1.Op_Get{Get: &flotillav1.Get{Key: key}}})
 	case opPut:
 		add(&flotillav1.Op{Op: &flotillav1.Op_Put{Put: put}})
@@ -478,10 +478,12 @@ func (w *world) checkCounter(key string, ops []*op) {
 	}
 }
 
-// staleMost is how old what a stale read finds can be: its bound by a clock that
-// runs slow, and before that a leader that is none any more and does not know,
-// whose message took its time to a process that stood still.
-const staleMost = 10 * time.Second
+// staleBound is what stale reads ask for, by the clock of who answers; staleMost
+// is that by a clock as slow as a profile makes any.
+const (
+	staleBound = 2 * time.Second
+	staleMost  = 3 * time.Second
+)
 
 // checkStale: a stale read finds what the key once was, not what never was, nor
 // what is to come.
