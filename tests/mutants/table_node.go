@@ -98,6 +98,12 @@ func nodeMutants() []*mutant {
 			killers: by("./raft/multiraft", "TestTheNextLeaderHasTheLogToo"),
 		},
 		{
+			name:    "stale-read-without-its-bound",
+			breaks:  "a stale read finds nothing older than it allows",
+			changes: in("raft/multiraft/reads.go", "age <= bound &&", "age <= 1000*bound &&"),
+			killers: by("./raft/multiraft", "TestStaleReadsStayWithinTheirBound"),
+		},
+		{
 			name:    "log-cut-before-the-flush",
 			breaks:  "the log is cut only behind what the state store cannot lose",
 			changes: in("raft/multiraft/trimplan.go", "through := min(u.durable, u.needed-1, u.pinned-1)", "through := min(u.needed-1, u.pinned-1)"),
