@@ -183,7 +183,7 @@ func (s *Server) newWatch(q *flotillav1.WatchRequest, send func(*flotillav1.Watc
 		stalled: make(chan struct{}, 1),
 		reader:  historyReader{history: &g.machine.history},
 		cursors: make(map[shardmap.ShardID]*watchCursor, len(q.GetShards())),
-		since:   time.Now(),
+		since:   s.now(),
 		out:     new(flotillav1.WatchResponse),
 	}
 	for _, from := range q.GetShards() {
@@ -221,14 +221,8 @@ func (w *watch) run(ctx context.Context) error {
 	beat := time.NewTicker(watchBeat)
 	defer beat.Stop()
 	for {
-		if !w.leads() {
-			return w.send(w.notLeader())
-		}
-		more, err := w.turn(ctx)
-		if gap := (*historyGap)(nil); errors.As(err, &gap) {
-			return w.send(&flotillav1.WatchResponse{Code: flotillav1.Code_INTERNAL, Message: gap.Error()})
-		}
-		if err != nil || len(w.shards) == 0 {
+		more, ended, err := w.step(ctx)
+		if ended || err != nil {
 			return err
 		}
 		next := w.poke
@@ -238,17 +232,35 @@ func (w *watch) run(ctx context.Context) error {
 		select {
 		case <-next:
 		case <-beat.C:
-			if w.unsettled {
-				w.judge() // a shard may have been waited for too long
-			}
-			w.progress()
-			if err := w.flush(true); err != nil {
+			if err := w.beat(); err != nil {
 				return err
 			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// step tells what there is to tell; more: there is more; ended: the stream is to
+// end.
+func (w *watch) step(ctx context.Context) (more, ended bool, err error) {
+	if !w.leads() {
+		return false, true, w.send(w.notLeader())
+	}
+	more, err = w.turn(ctx)
+	if gap := (*historyGap)(nil); errors.As(err, &gap) {
+		return false, true, w.send(&flotillav1.WatchResponse{Code: flotillav1.Code_INTERNAL, Message: gap.Error()})
+	}
+	return more, len(w.shards) == 0, err
+}
+
+// beat says that the watch is there, and how far it has come.
+func (w *watch) beat() error {
+	if w.unsettled {
+		w.judge() // a shard may have been waited for too long
+	}
+	w.progress()
+	return w.flush(true)
 }
 
 var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -263,7 +275,7 @@ func (w *watch) leads() bool {
 // confirm asks for the leader's index, and waits until it is applied here.
 func (w *watch) confirm(ctx context.Context) *flotillav1.WatchResponse {
 	if !w.group.machine.Born() {
-		return &flotillav1.WatchResponse{Code: flotillav1.Code_UNAVAILABLE, Message: "the group does not know its shards yet"}
+		return w.unborn()
 	}
 	done := make(chan error, 1)
 	w.host.ReadIndex(w.group.id, multiraft.ReadOptions{}, func(_ raft.Index, err error) { done <- err })
@@ -271,18 +283,28 @@ func (w *watch) confirm(ctx context.Context) *flotillav1.WatchResponse {
 	defer timeout.Stop()
 	select {
 	case err := <-done:
-		if err == nil {
-			return nil
-		}
-		refused := watchRefusal(w.server.failure(w.host, w.group.id, err))
-		if refused.Code == flotillav1.Code_INTERNAL { // which is for gaps
-			refused.Code = flotillav1.Code_UNAVAILABLE
-		}
-		return refused
+		return w.unconfirmed(err)
 	case <-timeout.C:
 	case <-ctx.Done():
 	}
 	return &flotillav1.WatchResponse{Code: flotillav1.Code_UNAVAILABLE, Message: "no answer in time"}
+}
+
+func (w *watch) unborn() *flotillav1.WatchResponse {
+	return &flotillav1.WatchResponse{Code: flotillav1.Code_UNAVAILABLE, Message: "the group does not know its shards yet"}
+}
+
+// unconfirmed is what a watch is answered whose group did not give the leader's
+// index; nil: it did.
+func (w *watch) unconfirmed(err error) *flotillav1.WatchResponse {
+	if err == nil {
+		return nil
+	}
+	refused := watchRefusal(w.server.failure(w.host, w.group.id, err))
+	if refused.Code == flotillav1.Code_INTERNAL { // which is for gaps
+		refused.Code = flotillav1.Code_UNAVAILABLE
+	}
+	return refused
 }
 
 // watchRefusal is a response as that of a watch.
@@ -343,7 +365,7 @@ func (w *watch) judge() {
 		case c.begun:
 		case c.now.served:
 			w.begin(id, c)
-		case !c.now.importing || time.Since(w.since) >= watchImportMax:
+		case !c.now.importing || w.server.now().Sub(w.since) >= watchImportMax:
 			w.end(id, &flotillav1.WatchPart{Kind: flotillav1.WatchPart_MOVED, Group: uint64(c.now.peer)})
 		}
 	}

@@ -109,7 +109,7 @@ func keyMutants() []*mutant {
 		{
 			name:    "watch-goes-on-at-a-deposed-leader",
 			breaks:  "a watch ends when its node leads no longer",
-			changes: in("shardkv/watch.go", "\t\tif !w.leads() {\n\t\t\treturn w.send", "\t\tif false {\n\t\t\treturn w.send"),
+			changes: in("shardkv/watch.go", "\tif !w.leads() {\n\t\treturn false, true, w.send", "\tif false {\n\t\treturn false, true, w.send"),
 			killers: by(shardkv, "TestAWatchEndsAtADeposedLeader"),
 		},
 		{

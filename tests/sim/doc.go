@@ -2,7 +2,7 @@
 //
 // What is real: the Raft core and the turns of multiraft, the state machines
 // of the config group and of the replica groups, the reconciler's steps, the
-// server's request handling and its moves of shards, the liveness between nodes, and the client's
+// server's request handling, its watches and its moves of shards, the liveness between nodes, and the client's
 // router with its sessions and retries. What is of the world: time, the
 // network, disks (the models of both stores, whose durability the world
 // decides), the loops that turn the real parts, and who does what when. All of
@@ -36,6 +36,7 @@
 //	Exactly Once           a token that was acknowledged is there once, one that failed is not, one that
 //	                       is unknown is there once at most (history.go)
 //	Stale Reads            find what a key once was, under its version, and not long ago (history.go)
+//	Watches                of all keys are told every change once and in order, or that they are not (watch.go)
 //	Versions               no two writes of a shard share one (history.go)
 //	Lanes                  what a client orders takes effect in that order (history.go)
 //	Acknowledged Writes    are there at the end (history.go)

@@ -70,6 +70,7 @@ type process struct {
 	failed  error // why it must stop
 	removed []raft.ReplicaKey
 	control control
+	watches []*shardkv.DirectWatch
 	sources map[raft.GroupID]raft.NodeID // who said last that it does not lead, and who does
 }
 
@@ -282,6 +283,7 @@ func (n *node) settle() {
 		}
 	}
 	n.kv.RunOnce(n.clock())
+	n.turnWatches()
 	n.w.raft.counted()
 	if n.failed != nil {
 		n.w.note("fatal", n.place, 0, 0, n.failed.Error)

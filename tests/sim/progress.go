@@ -61,6 +61,7 @@ func (w *world) serves() bool {
 func (w *world) beginFaults() {
 	w.phase = phaseFaulty
 	w.note("faults begin", 0, 0, 0, nil)
+	w.newWatcher()
 	duration := w.options.Faulty
 	if duration == 0 {
 		duration = w.profile.duration
@@ -199,6 +200,14 @@ func (w *world) finish() {
 			}
 		}
 		return
+	}
+	for _, o := range h.ops[len(h.ops)-h.finals:] {
+		if why := w.watcher.waits(o); why != "" {
+			if w.now-w.healedAt > healedWithin {
+				w.fail("Watches", "%v after the faults %s", healedWithin, why)
+			}
+			return
+		}
 	}
 	for _, n := range w.nodes {
 		if !n.wiped {

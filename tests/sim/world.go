@@ -40,6 +40,7 @@ type Counts struct {
 	Moves, Moved, Cancels               int // ordered, carried out, and wished to be cancelled
 	Joins, Leaves, Drains               int // of groups, and of nodes; also those that end a drain
 	Stops, Damaged                      int // graceful ends; snapshots that lost a bit on their way
+	Watched, Resets                     int // events that the watch was told of; shards of which it was told anew
 	Unchecked                           int // keys whose operations nobody could put into an order in time
 }
 
@@ -68,6 +69,8 @@ func (c *Counts) Add(o Counts) {
 	c.Drains += o.Drains
 	c.Stops += o.Stops
 	c.Damaged += o.Damaged
+	c.Watched += o.Watched
+	c.Resets += o.Resets
 	c.Unchecked += o.Unchecked
 }
 
@@ -115,6 +118,7 @@ type world struct {
 	raft    raftChecker
 	states  stateChecker
 	history history
+	watcher *watcher
 
 	watch   func()  // is called behind each event; nil: nobody watches
 	tasks   []*task // that wait in the middle, to be ended with the world
