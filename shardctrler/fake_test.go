@@ -26,7 +26,8 @@ import (
 // for each group a membership, a leader among the live, and births. It runs in
 // a synctest bubble; gRPC runs over bufconn.
 type fakeCluster struct {
-	t *testing.T
+	t       *testing.T
+	latency time.Duration // of streams; set before there are any
 	// crash, if set, is asked before and after each proposal to the config
 	// group; true kills the proposing node there.
 	crash func(proposal int, applied bool) bool
@@ -636,6 +637,10 @@ func (n *fakeNode) dial(addr string) (grpc.ClientConnInterface, error) {
 		return conn, nil
 	}
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			stream, err := streamer(ctx, desc, cc, method, opts...)
+			return lateStream{stream, n.cluster}, err
+		}),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			to := n.cluster.lookup(addr)
 			if to == nil || !n.cluster.isUp(to) {
@@ -647,6 +652,24 @@ func (n *fakeNode) dial(addr string) (grpc.ClientConnInterface, error) {
 		n.conns[addr] = conn
 	}
 	return conn, err
+}
+
+// lateStream brings what comes over a stream after the cluster's latency.
+type lateStream struct {
+	grpc.ClientStream
+	f *fakeCluster
+}
+
+func (s lateStream) RecvMsg(m any) error {
+	if err := s.ClientStream.RecvMsg(m); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(s.f.latency):
+		return nil
+	case <-s.Context().Done():
+		return s.Context().Err()
+	}
 }
 
 func (f *fakeCluster) isUp(n *fakeNode) bool {

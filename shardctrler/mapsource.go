@@ -20,6 +20,10 @@ const (
 	watchBackoffMin = 20 * time.Millisecond
 	watchBackoffMax = 500 * time.Millisecond
 	saveEvery       = 5 * time.Second // of a change in nothing but shards
+	// How long a stream is given to bring a newer map before somebody's wish
+	// for one ends it; it doubles as long as none brings any.
+	patienceMin = 250 * time.Millisecond
+	patienceMax = 4 * time.Second
 )
 
 // MapSource is a node's one watch on the config, shared by its groups, clients
@@ -134,9 +138,10 @@ func (s *MapSource) run(ctx context.Context) {
 
 // watcher is the state of the loop that follows the config.
 type watcher struct {
-	source  *MapSource
-	next    int // which address is tried next
-	backoff time.Duration
+	source   *MapSource
+	next     int // which address is tried next
+	backoff  time.Duration
+	patience time.Duration
 }
 
 // turn follows one origin until it has something to say or fails.
@@ -157,7 +162,7 @@ func (w *watcher) turn(ctx context.Context) {
 		return
 	}
 	if w.stream(ctx, addr) {
-		w.backoff = 0
+		w.backoff, w.patience = 0, 0
 	} else {
 		w.next++
 	}
@@ -262,27 +267,39 @@ func (w *watcher) stream(ctx context.Context, addr string) (got bool) {
 }
 
 // guard cancels a stream as soon as the local replica is up to date, or when
-// somebody wants a newer map than it brings. The channel is closed at its end.
+// somebody wants a newer map than it brings. Who wants one asks again and again,
+// faster than a stream begins: each is given time to bring something. The
+// channel is closed at its end.
 func (w *watcher) guard(ctx context.Context, cancel context.CancelFunc) <-chan struct{} {
 	s := w.source
+	w.patience = min(max(w.patience*2, patienceMin), patienceMax)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		defer cancel()
+		known, since := s.Current(), time.Now()
 		for ctx.Err() == nil {
 			news := s.view.news()
 			if _, fresh := s.view.local(); fresh {
 				return
 			}
-			timer := time.NewTimer(freshCheck)
+			if m := s.Current(); m != known {
+				known, since = m, time.Now()
+			}
+			look, kick := freshCheck, s.kick
+			if left := w.patience - time.Since(since); left > 0 {
+				look, kick = min(look, left), nil
+			}
+			timer := time.NewTimer(look)
 			select {
 			case <-ctx.Done():
 			case <-news:
 			case <-timer.C:
-			case <-s.kick:
-				w.next++
-				timer.Stop()
-				return
+			case <-kick:
+				if s.Current() == known {
+					timer.Stop()
+					return
+				}
 			}
 			timer.Stop()
 		}

@@ -127,6 +127,39 @@ func TestOnlyOriginsServeOtherSources(t *testing.T) {
 	})
 }
 
+// TestImpatienceBringsTheMapNoLater: those who want a newer map ask again and
+// again, faster than it can come.
+func TestImpatienceBringsTheMapNoLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t)
+		f.latency = 20 * time.Millisecond
+		defer f.close()
+		nodes := []*fakeNode{f.add("a", ""), f.add("b", ""), f.add("c", "")}
+		mustInit(t, nodes[0], initRequest(16, 3, 2))
+		waitSettled(t, f, 5*time.Second, 3, 2, 16, 3)
+		d := f.add("d", "") // has no replica of the config group
+		waitSettled(t, f, 5*time.Second, 4, 2, 16, 3)
+		maps := d.controller().Maps()
+		ctx, stop := context.WithCancel(context.Background())
+		var asking sync.WaitGroup
+		defer asking.Wait()
+		defer stop()
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				maps.Refresh(maps.Current().Revision)
+				time.Sleep(time.Millisecond)
+			}
+		})
+		time.Sleep(time.Second)
+		before := maps.Current().Revision
+		if _, err := nodes[0].controller().ChangeCluster(ctx, &flotillav1.ChangeClusterRequest{
+			Change: &flotillav1.ChangeClusterRequest_AddGroups{AddGroups: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the map has come", 2*time.Second, func() bool { return maps.Current().Revision > before })
+	})
+}
+
 // TestInitTwiceAtOnce: one of them makes the cluster.
 func TestInitTwiceAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

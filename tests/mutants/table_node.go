@@ -92,6 +92,12 @@ func nodeMutants() []*mutant {
 			killers: by(multiraft, "TestAStateAheadOfItsLogMakesSuspect"),
 		},
 		{
+			name:    "impatience-ends-the-map's-stream",
+			breaks:  "a newer map comes however often it is asked for",
+			changes: in("shardctrler/mapsource.go", "look, kick = min(look, left), nil", "look = min(look, left)"),
+			killers: by("./shardctrler", "TestImpatienceBringsTheMapNoLater"),
+		},
+		{
 			name:    "next-leader-forgets-who-is-away",
 			breaks:  "a new leader keeps the log that its predecessor kept for a member that it has not heard",
 			changes: in("raft/replication.go", "next = max(next, r.neededFrom)", "next = 0"),
