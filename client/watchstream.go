@@ -337,6 +337,9 @@ func (s *watchStream) giveBack(sh *watchShard, wait bool) {
 }
 
 func (s *watchStream) begin(to Target, sh *watchShard, version uint64) error {
+	if sh.begun {
+		return s.gap(sh, version)
+	}
 	s.watcher.client.step(func(r *routing.Router, _ time.Time) {
 		r.Watching(s.group, routing.Target{Node: to.Node, Addr: to.Addr})
 	})

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -103,18 +104,67 @@ func FuzzWireMap(f *testing.F) {
 	})
 }
 
-// serviceCalls are the handlers that a request's first byte picks from.
-var serviceCalls = []func(ctx context.Context, c *Controller, b []byte) error{
-	handler((*Controller).Init),
-	handler((*Controller).Register),
-	handler((*Controller).GetMap),
-	handler((*Controller).GetStatus),
-	handler((*Controller).GetNodeReport),
-	handler((*Controller).GetConfig),
-	handler((*Controller).ListEvents),
-	handler((*Controller).Execute),
-	handler((*Controller).ReplicaState),
+// serviceCall is a handler of the Cluster service.
+type serviceCall struct {
+	name string
+	call func(ctx context.Context, c *Controller, b []byte) error
 }
+
+// serviceCalls are the handlers that a request's first byte picks from: all.
+var serviceCalls = []serviceCall{
+	{"Init", handler((*Controller).Init)},
+	{"Register", handler((*Controller).Register)},
+	{"GetMap", handler((*Controller).GetMap)},
+	{"GetStatus", handler((*Controller).GetStatus)},
+	{"GetNodeReport", handler((*Controller).GetNodeReport)},
+	{"GetConfig", handler((*Controller).GetConfig)},
+	{"ListEvents", handler((*Controller).ListEvents)},
+	{"Execute", handler((*Controller).Execute)},
+	{"ReplicaState", handler((*Controller).ReplicaState)},
+	{"MoveShard", handler((*Controller).MoveShard)},
+	{"CancelMove", handler((*Controller).CancelMove)},
+	{"ListMoves", handler((*Controller).ListMoves)},
+	{"ChangeCluster", handler((*Controller).ChangeCluster)},
+	{"Explain", handler((*Controller).Explain)},
+	{"WatchMap", watchMap},
+}
+
+// TestAllOfTheServiceIsFuzzed: no handler is forgotten.
+func TestAllOfTheServiceIsFuzzed(t *testing.T) {
+	var served, fuzzed []string
+	for _, m := range flotillav1.Cluster_ServiceDesc.Methods {
+		served = append(served, m.MethodName)
+	}
+	for _, s := range flotillav1.Cluster_ServiceDesc.Streams {
+		served = append(served, s.StreamName)
+	}
+	for _, c := range serviceCalls {
+		fuzzed = append(fuzzed, c.name)
+	}
+	slices.Sort(served)
+	slices.Sort(fuzzed)
+	if !slices.Equal(served, fuzzed) {
+		t.Errorf("served are %v, fuzzed %v", served, fuzzed)
+	}
+}
+
+// watchMap is the handler of the stream.
+func watchMap(ctx context.Context, c *Controller, b []byte) error {
+	q := new(flotillav1.WatchMapRequest)
+	if proto.Unmarshal(b, q) != nil {
+		return nil
+	}
+	return c.WatchMap(q, mapSink{ctx: ctx})
+}
+
+// mapSink takes the maps of a stream.
+type mapSink struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s mapSink) Context() context.Context        { return s.ctx }
+func (s mapSink) Send(*flotillav1.ShardMap) error { return nil }
 
 // handler decodes a request as gRPC would, and calls its handler.
 func handler[Q any, R any, P interface {
@@ -153,7 +203,17 @@ func FuzzService(f *testing.F) {
 	add(5, &flotillav1.GetConfigRequest{Num: 1})
 	add(6, &flotillav1.ListEventsRequest{After: 3, Limit: 2})
 	add(8, &flotillav1.ReplicaStateRequest{Group: 1, ReplicaId: 1})
+	move := add(9, &flotillav1.MoveShardRequest{Shard: 1, ToGroup: 2})
+	add(10, &flotillav1.CancelMoveRequest{})
+	add(11, &flotillav1.ListMovesRequest{})
+	grow := add(12, &flotillav1.ChangeClusterRequest{Change: &flotillav1.ChangeClusterRequest_AddGroups{AddGroups: 2}})
+	add(12, &flotillav1.ChangeClusterRequest{Change: &flotillav1.ChangeClusterRequest_RecoverGroup{RecoverGroup: &flotillav1.RecoverGroup{Group: 2, Node: 1}}})
+	add(12, &flotillav1.ChangeClusterRequest{Change: &flotillav1.ChangeClusterRequest_RemoveNode{RemoveNode: 1}})
+	add(12, &flotillav1.ChangeClusterRequest{DryRun: true, AddNodes: []string{"z"}, LoseNodes: []uint64{1, 1 << 63}})
+	add(13, &flotillav1.ExplainRequest{})
+	add(14, &flotillav1.WatchMapRequest{AfterRevision: 1 << 63, Origin: true})
 	f.Add(slices.Concat(register, wish, report, register))
+	f.Add(slices.Concat(grow, move, grow))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			cluster := newFakeCluster(t)
@@ -163,7 +223,7 @@ func FuzzService(f *testing.F) {
 			waitSettled(t, cluster, time.Minute, 1, 1, 4, 1)
 			made := n.controller().Maps().Current()
 			for len(b) >= 3 {
-				call, size := serviceCalls[int(b[0])%len(serviceCalls)], int(binary.BigEndian.Uint16(b[1:]))
+				call, size := serviceCalls[int(b[0])%len(serviceCalls)].call, int(binary.BigEndian.Uint16(b[1:]))
 				size = min(size, len(b)-3)
 				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 				err := call(ctx, n.controller(), b[3:3+size])
