@@ -192,7 +192,6 @@ func churn(t *testing.T, kind weather, least int) {
 			time.Sleep(time.Duration(100+c.net.intn(600)) * time.Millisecond)
 			c.ok()
 		}
-		time.Sleep(electionTimeout)
 		clients.lock.Lock()
 		for i := range c.peers {
 			if c.peers[i] == nil {
@@ -201,6 +200,7 @@ func churn(t *testing.T, kind weather, least int) {
 		}
 		c.link(0, 1, 2, 3, 4)
 		clients.lock.Unlock()
+		time.Sleep(3 * electionTimeout) // in the churn there may never have been a majority for long
 		confirmed := clients.stop()
 		c.net.set(weather{})
 		c.agree(5)
