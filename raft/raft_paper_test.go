@@ -2,6 +2,7 @@ package raft_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/flotilla-kv/flotilla/raft"
@@ -583,6 +584,65 @@ func TestOneMembershipChangeAtATime(t *testing.T) {
 	}
 	if _, _, err := g.core(1).ProposeMembership(members(1, 2, 3), members(5)); !errors.Is(err, raft.ErrMembershipPending) {
 		t.Errorf("while a change is pending: %v", err)
+	}
+}
+
+// Thesis 4.1, as it was found in 2015: four servers, and two leaders that each
+// begin a change in their own term, of which the first is on its leader alone.
+// If the second need not commit anything before, both can be decided, by
+// majorities that have nobody in common.
+func TestTwoLeadersChangeTheMembership(t *testing.T) {
+	for name, change := range map[string]struct{ first, second []raft.Member }{
+		"add and remove": {members(1, 2, 3, 4, 5), members(2, 3, 4)},
+		"two adds":       {members(1, 2, 3, 4, 5), members(1, 2, 3, 4, 6)},
+		"two removes":    {members(1, 2, 3), members(2, 3, 4)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := led(t, 4)
+			for id := raft.ReplicaID(5); id <= 6; id++ {
+				g.add(members(id)[0], raft.Membership{})
+			}
+			if _, _, err := g.core(1).ProposeMembership(members(1, 2, 3, 4), members(5, 6)); err != nil {
+				t.Fatal(err)
+			}
+			g.settle()
+			g.isolate(1)
+			if _, _, err := g.core(1).ProposeMembership(change.first, nil); err != nil {
+				t.Fatal(err)
+			}
+			g.settle()
+			for id := raft.ReplicaID(2); id <= 4; id++ {
+				g.core(id).LeaderLost()
+			}
+			g.core(2).Campaign()
+			for g.core(2).Role() != raft.Leader {
+				g.round()
+			}
+			if _, _, err := g.core(2).ProposeMembership(change.second, nil); !errors.Is(err, raft.ErrNotYetCommitted) {
+				t.Fatalf("before an entry of its own term is committed: %v", err)
+			}
+			g.settle()
+			if _, _, err := g.core(2).ProposeMembership(change.second, nil); err != nil {
+				t.Fatal(err)
+			}
+			g.settle()
+			// The first leader is back, and its change is in its log.
+			g.join()
+			g.tick(1, 3*electionTicks) // it notices that it has no quorum
+			g.core(1).Campaign()
+			g.settle()
+			g.tick(2, 1)
+			g.settle()
+			for id := raft.ReplicaID(1); id <= 4; id++ {
+				m := g.core(id).Membership()
+				if is := slices.Equal(m.Voters, change.second); !is && slices.ContainsFunc(change.second, func(v raft.Member) bool { return v.Replica == id }) {
+					t.Errorf("replica %d has the voters %v", id, m.Voters)
+				}
+			}
+			if g.core(1).Role() == raft.Leader || g.core(2).Role() != raft.Leader {
+				t.Errorf("1 is %v, 2 is %v", g.core(1).Role(), g.core(2).Role())
+			}
+		})
 	}
 }
 
