@@ -368,6 +368,58 @@ func TestDrainMovesAllLeaders(t *testing.T) {
 	}
 }
 
+// A group that sends as much as it is let shares connections, workers and disks
+// with one that sends little: that waits for a part of what the other has under
+// way, and not for all that it has to say.
+func TestAFatGroupHoldsNobodyUp(t *testing.T) {
+	const fat, thin, patience = 2, 5, 2 * time.Second
+	c := newCluster(t, 3, nil)
+	c.group(fat, 1, 2, 3)
+	c.group(thin, 1, 2, 3)
+	c.mustPropose(fat, "x")
+	c.mustPropose(thin, "x")
+	leader := c.leader(fat)
+	if c.leader(thin) != leader {
+		t.Fatal("both are to be led by one node")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	command := make([]byte, 100_000)
+	room := make(chan struct{}, 250) // 25 MB under way
+	var written atomic.Int64
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for ctx.Err() == nil {
+			room <- struct{}{}
+			writing.Add(1)
+			leader.host.Propose(fat, command, func(r Result) {
+				if r.Err == nil {
+					written.Add(int64(len(command)))
+				}
+				<-room
+				writing.Done()
+			})
+		}
+	})
+	c.until("much is under way", func() bool { return written.Load() > 10_000_000 })
+	began, before := time.Now(), written.Load()
+	var longest time.Duration
+	for range 50 {
+		at := time.Now()
+		if r := leader.propose(thin, "y"); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		longest = max(longest, time.Since(at))
+	}
+	rate := float64(written.Load()-before) / time.Since(began).Seconds()
+	stop()
+	writing.Wait()
+	if longest > patience || rate < 1e6 {
+		t.Errorf("beside %.0f bytes a second the small ones took up to %v", rate, longest)
+	}
+	t.Logf("beside %.1f MB/s the small ones took up to %v", rate/1e6, longest)
+}
+
 // stallable makes the machines of groups to come ready to stand still: those
 // of the node that stall is called with, until the gate opens.
 func (c *cluster) stallable(gate <-chan struct{}) (stall func(*clusterNode)) {
