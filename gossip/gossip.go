@@ -34,6 +34,8 @@ type Options struct {
 	OnChange    func()
 	OnHint      func(Hint)
 	OnHighWater func(revision uint64)
+
+	network func(memberlist.NodeAwareTransport) memberlist.Transport // what tests put around it
 }
 
 // Member is a node that is heard of and not taken for dead.
@@ -139,6 +141,14 @@ func (g *Gossip) config() (*memberlist.Config, error) {
 	c.Logger = log.New(&logWriter{logger: g.logger}, "", 0)
 	d := &delegate{gossip: g}
 	c.Delegate, c.Events, c.Alive, c.Merge, c.Conflict = d, d, d, d, d
+	if g.options.network != nil {
+		t, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{host}, BindPort: port, Logger: c.Logger})
+		if err != nil {
+			return nil, err
+		}
+		c.BindPort, c.AdvertisePort = t.GetAutoBindPort(), t.GetAutoBindPort()
+		c.Transport = g.options.network(t)
+	}
 	return c, nil
 }
 

@@ -2,11 +2,19 @@ package gossip
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"log/slog"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 
 	"github.com/flotilla-kv/flotilla/raft"
 )
@@ -144,6 +152,123 @@ func TestNodeComesBackElsewhere(t *testing.T) {
 		members := a.Members()
 		return len(members) == 1 && members[0].Addr == "127.0.0.1:2000" && members[0].GossipAddr == second.Addr()
 	})
+}
+
+// badNetwork loses packets, so many of a hundred, from and to a process at worst;
+// where it loses all it connects nobody.
+type badNetwork struct {
+	memberlist.NodeAwareTransport
+	weather *weather
+	at      string // the process
+}
+
+type weather struct {
+	loss  atomic.Int32 // everywhere
+	worst atomic.Pointer[string]
+}
+
+func (n badNetwork) lost(to memberlist.Address) bool {
+	if worst := n.weather.worst.Load(); worst != nil && (*worst == n.at || *worst == to.Addr) {
+		return true
+	}
+	return rand.Int32N(100) < n.weather.loss.Load()
+}
+
+func (n badNetwork) WriteToAddress(b []byte, to memberlist.Address) (time.Time, error) {
+	if n.lost(to) {
+		return time.Now(), nil
+	}
+	return n.NodeAwareTransport.WriteToAddress(b, to)
+}
+
+func (n badNetwork) DialAddressTimeout(to memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	if n.weather.worst.Load() != nil && n.lost(to) {
+		return nil, errors.New("lost")
+	}
+	return n.NodeAwareTransport.DialAddressTimeout(to, timeout)
+}
+
+func under(w *weather, then func(*Options)) func(*Options) {
+	return func(o *Options) {
+		o.network = func(t memberlist.NodeAwareTransport) memberlist.Transport {
+			at := t.(*memberlist.NetTransport).GetAutoBindPort()
+			return badNetwork{t, w, fmt.Sprint("127.0.0.1:", at)}
+		}
+		if then != nil {
+			then(o)
+		}
+	}
+}
+
+// Half of all packets are lost: nobody is given up for that. A node that says
+// nothing at all for seconds is taken for dead, and is there again when it can
+// be heard.
+func TestLossAndFalseSuspicion(t *testing.T) {
+	t.Parallel()
+	var w weather
+	a := start(t, "1", under(&w, nil))
+	b := start(t, "2", under(&w, joins(a)))
+	c := start(t, "3", under(&w, joins(a)))
+	see := func(n int, of ...*Gossip) func() bool {
+		return func() bool {
+			return !slices.ContainsFunc(of, func(g *Gossip) bool { return len(g.Members()) != n })
+		}
+	}
+	eventually(t, "all see two others", see(2, a, b, c))
+	w.loss.Store(50)
+	for range 30 {
+		time.Sleep(100 * time.Millisecond)
+		if !see(2, a, b, c)() {
+			t.Fatal("a node that half of the packets reach was given up")
+		}
+	}
+	w.loss.Store(0)
+	silent := c.Addr()
+	w.worst.Store(&silent)
+	eventually(t, "c is taken for dead", see(1, a, b))
+	w.worst.Store(nil)
+	eventually(t, "all see two others again", see(2, a, b, c))
+}
+
+// A process that calls itself by another's name, with whatever incarnation, is
+// told of once in a while and takes nothing from the one that was there.
+func TestAForgedNameTakesNothing(t *testing.T) {
+	t.Parallel()
+	var said syncBuffer
+	a := start(t, "1", func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&said, nil)) })
+	b := start(t, "2", joins(a))
+	eventually(t, "they meet", func() bool { return len(a.Members()) == 1 })
+	true2 := a.Members()[0]
+	forged := start(t, "2", func(o *Options) { o.Meta.Boot, o.Meta.Addr = b.meta.Boot, "127.0.0.1:1666" })
+	for range 5 {
+		_ = forged.UpdateMeta(forged.meta) // which counts its incarnation up
+	}
+	_, _ = forged.list.Join([]string{a.Addr()})
+	eventually(t, "it is told of", func() bool { return strings.Contains(said.String(), "two members have one name") })
+	for range 20 {
+		time.Sleep(50 * time.Millisecond)
+		if m := a.Members(); len(m) != 1 || m[0].GossipAddr != true2.GossipAddr {
+			t.Fatalf("a sees %+v, and %+v is there", m, true2)
+		}
+	}
+}
+
+// syncBuffer is a buffer for several goroutines.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 func TestHintsAndHighWater(t *testing.T) {
