@@ -61,7 +61,7 @@ soak: ## seeds of the simulation until told to stop, or for DURATION; what faile
 
 load: build ## DURATION of full load with flat memory, and the long tests at full size
 	$(GO) test -count=1 -timeout 3h -tags process ./tests/process -v \
-	  -run '^(TestSoak|TestAwayUnderLoad|TestManyKeys|TestManyGroups|TestRedisBenchmarkOnACluster|TestIncrementsThroughEverything)$$' -soak $(or $(DURATION),10m)
+	  -run '^(TestSoak|TestAwayUnderLoad|TestAStoppedNodeCostsNoMemory|TestManyKeys|TestManyGroups|TestRedisBenchmarkOnACluster|TestIncrementsThroughEverything)$$' -soak $(or $(DURATION),10m)
 	$(GO) test -count=1 -timeout 1h ./node -run '^TestTenNodes$$' -v -scale-bytes 1000000000
 
 readme: build ## the README's commands, as a new user would run them

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -86,4 +88,46 @@ func TestAwayUnderLoad(t *testing.T) {
 	}
 	t.Logf("away for %s of load (%.0f entries applied elsewhere, %.0f writes/s): ready %s and caught up %s after its start; %d keys, equal on all nodes",
 		absence, missed, result.OpsPerS, ready.Round(time.Millisecond), caughtUp.Round(time.Millisecond), keys)
+}
+
+// TestAStoppedNodeCostsNoMemory: while a node stands still with its connections
+// open, much is written (1 GB with -soak): the others keep none of it for it in
+// memory. When it goes on it catches up.
+func TestAStoppedNodeCostsNoMemory(t *testing.T) {
+	const (
+		valueBytes = 8 << 10
+		memoryMost = 650 << 20 // tables, caches and what the collector leaves take some 430 MiB of it
+	)
+	written := sized(float64(1<<30), float64(400<<20))
+	c := startCluster(t, 3)
+	victim, other := busiest(t, c, c.grpc(0))
+	victim, other = other, victim // the one that leads less: leaders are what is watched
+	id := nodeID(t, c, statusAt(t, c.grpc(other)), victim)
+	c.nodes[victim].signal(syscall.SIGSTOP)
+	var ops int64
+	for float64(ops*valueBytes) < written {
+		bench := begin(t, c.bin, "bench", "--server", c.grpc(other), "--duration", "4s", "-o", "json",
+			"--clients", "32", "--reads", "0", "--keys", "2000", "--value-size", strconv.Itoa(valueBytes))
+		r := bench.result(time.Minute)
+		if r.Failed > 0 {
+			t.Errorf("%d of %d requests failed", r.Failed, r.Ops)
+		}
+		ops += r.Ops
+		for i := range c.nodes {
+			if i == victim {
+				continue
+			}
+			if memory := metric(t, c.http(i), "process_resident_memory_bytes"); memory > memoryMost {
+				t.Fatalf("after %d MB a node takes %.0f MB", ops*valueBytes>>20, memory/(1<<20))
+			}
+		}
+	}
+	c.nodes[victim].signal(syscall.SIGCONT)
+	eventually(t, 2*time.Minute, func() error {
+		if lag := lagOf(statusAt(t, c.grpc(other)), id); lag != 0 {
+			return fmt.Errorf("the node that stood still lags %d entries", lag)
+		}
+		return nil
+	})
+	t.Logf("%d MB were written; the others take %.0f MB", ops*valueBytes>>20, metric(t, c.http(other), "process_resident_memory_bytes")/(1<<20))
 }
