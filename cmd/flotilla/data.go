@@ -117,6 +117,9 @@ exits with 1. Reads are linearizable unless a flag asks for less by name.`,
 		if follower {
 			options = append(options, client.Follower())
 		}
+		if err := notNegative("--stale", stale); err != nil {
+			return err
+		}
 		if stale > 0 {
 			options = append(options, client.Stale(stale))
 		}
@@ -162,6 +165,9 @@ func newPutCommand(g *globals) *cobra.Command {
 		case ifVersion >= 0:
 			options = append(options, client.IfVersion(uint64(ifVersion)))
 		}
+		if err := notNegative("--ttl", ttl); err != nil {
+			return err
+		}
 		if ttl > 0 {
 			options = append(options, client.TTL(ttl))
 		}
@@ -174,6 +180,15 @@ func newPutCommand(g *globals) *cobra.Command {
 	command.Flags().Int64Var(&ifVersion, "if-version", -1, "only over this `VERSION` (0: absent)")
 	command.MarkFlagsMutuallyExclusive("if-absent", "if-present", "if-version")
 	return command
+}
+
+// notNegative refuses a duration that a flag cannot have; 0 is as if it were not
+// given.
+func notNegative(flag string, d time.Duration) error {
+	if d < 0 {
+		return usagef("%s %s: it must not be negative", flag, d)
+	}
+	return nil
 }
 
 // valueOf is the argument, or standard input for "-".

@@ -147,6 +147,9 @@ waits for all that are under way, those that are planned meanwhile included.`,
 				ids = append(ids, id)
 			}
 			ctx := c.Context()
+			if err := notNegative("--timeout", timeout); err != nil {
+				return err
+			}
 			if timeout > 0 {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, timeout)

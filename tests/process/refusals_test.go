@@ -41,6 +41,15 @@ func TestUsageErrors(t *testing.T) {
 		{"put", "k"},
 		{"bench", "--reads", "101"},
 		{"bench", "--clients", "0"},
+		{"bench", "--duration", "-1s"},
+		{"check", "--duration", "-1s"},
+		{"get", "k", "--timeout", "-1s"},
+		{"init", "--replace-after", "-1s"},
+		{"move", "wait", "1", "--timeout", "-1s"},
+		{"watch", "k", "--timeout", "-1s"},
+		{"check", "--timeout", "-1s"},
+		{"get", "k", "--stale", "-1s"},
+		{"put", "k", "v", "--ttl", "-1s"},
 	} {
 		stdout, stderr, code := flotilla(t, args...)
 		if code != 2 || len(lines(stderr)) != 1 || stdout != "" {
@@ -99,6 +108,22 @@ func TestStartRefusals(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantFailure(t, start("x", file, free), file)
+	})
+	t.Run("data dir that cannot be made", func(t *testing.T) {
+		wantFailure(t, start("x", "/proc/flotilla", free), "/proc/flotilla")
+	})
+	t.Run("data dir of a running node, renamed", func(t *testing.T) {
+		moved := c.dataDir(1) + ".moved"
+		if err := os.Rename(c.dataDir(1), moved); err != nil {
+			t.Fatal(err)
+		}
+		wantFailure(t, start("n2", moved, free), "in use")
+		if err := os.Rename(moved, c.dataDir(1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, stderr, code := flotilla(t, "put", "k", "v", "--server", c.grpc(1)); code != 0 {
+			t.Errorf("the running node does not go on: %s", stderr)
+		}
 	})
 	t.Run("newer format", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "x")
