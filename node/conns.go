@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/flotilla-kv/flotilla/internal/wire"
 	"github.com/flotilla-kv/flotilla/raft/transport"
@@ -18,11 +19,14 @@ import (
 const connsMax = 1024
 
 // Times of connecting. gRPC's own let a node that was away for long wait two
-// minutes, and a handshake that stalls for twenty seconds.
+// minutes, a handshake that stalls for twenty seconds, and a connection at whose
+// other end nobody is any more for a quarter of an hour.
 const (
-	connTimeout    = 2 * time.Second
-	connBackoffMin = 50 * time.Millisecond
-	connBackoffMax = time.Second
+	connTimeout      = 2 * time.Second
+	connBackoffMin   = 50 * time.Millisecond
+	connBackoffMax   = time.Second
+	connAliveEvery   = 10 * time.Second
+	connAliveTimeout = 5 * time.Second
 )
 
 // conns keeps one connection per address for the calls of controllers to each
@@ -30,6 +34,8 @@ const (
 type conns struct {
 	credentials credentials.TransportCredentials
 	options     []grpc.DialOption // besides get's own
+
+	closing sync.WaitGroup // of connections that were forgotten
 
 	mu     sync.Mutex // guards what follows; never held across I/O
 	byAddr map[string]*grpc.ClientConn
@@ -59,6 +65,7 @@ func (c *conns) get(addr string) (grpc.ClientConnInterface, error) {
 			Backoff:           backoff.Config{BaseDelay: connBackoffMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: connBackoffMax},
 			MinConnectTimeout: connTimeout,
 		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: connAliveEvery, Timeout: connAliveTimeout, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.ReceiveBytesMax)))
 	conn, err := grpc.NewClient("passthrough:///"+addr, append(options, c.options...)...)
 	if err != nil {
@@ -66,6 +73,17 @@ func (c *conns) get(addr string) (grpc.ClientConnInterface, error) {
 	}
 	c.byAddr[addr] = conn
 	return conn, nil
+}
+
+// forget ends the connection to an address: who is called there next is
+// connected anew. It does not wait.
+func (c *conns) forget(addr string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn := c.byAddr[addr]; conn != nil && !c.closed {
+		delete(c.byAddr, addr)
+		c.closing.Go(func() { conn.Close() })
+	}
 }
 
 // drop closes all connections; calls under way fail.
@@ -78,7 +96,8 @@ func (c *conns) drop() {
 
 func (c *conns) close() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
 	c.drop()
+	c.mu.Unlock()
+	c.closing.Wait()
 }

@@ -107,11 +107,29 @@ func (n *Node) openHost(id shardctrler.Identity) (shardctrler.Host, error) {
 		}
 	}
 	boot := transport.Identity{ClusterID: id.ClusterID, Self: id.Node, Boot: uint64(time.Now().UnixNano())}
-	if err := n.transport.Start(boot, host); err != nil {
+	if err := n.transport.Start(boot, hostAndConns{host, n}); err != nil {
 		return nil, err
 	}
 	n.note()
 	return shardctrler.OverMultiraft(host), nil
+}
+
+// hostAndConns is the host as the transport knows it. When a peer is silent the
+// controller's connection to it is as dead as the transport's, but has no
+// heartbeats that would tell soon.
+type hostAndConns struct {
+	*multiraft.Host
+	node *Node
+}
+
+// PeerDown implements transport.Handler.
+func (h hostAndConns) PeerDown(id raft.NodeID) {
+	h.Host.PeerDown(id)
+	if m := h.node.ctrl.Maps().Current(); m != nil {
+		if peer, ok := m.Node(id); ok {
+			h.node.conns.forget(peer.Addr)
+		}
+	}
 }
 
 // replicaSpec is what the host needs to run a replica: the config group's run

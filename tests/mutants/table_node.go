@@ -92,6 +92,12 @@ func nodeMutants() []*mutant {
 			killers: by(multiraft, "TestAStateAheadOfItsLogMakesSuspect"),
 		},
 		{
+			name:    "half-open-connection-of-a-controller",
+			breaks:  "a connection at whose other end nobody is any more is noticed",
+			changes: in("node/conns.go", "\t\tgrpc.WithKeepaliveParams(keepalive.ClientParameters{Time: connAliveEvery, Timeout: connAliveTimeout, PermitWithoutStream: true}),\n", "\t\tgrpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 100 * connAliveEvery, Timeout: connAliveTimeout}),\n"),
+			killers: by("./node", "TestHalfOpenConnectionsOfControllers"),
+		},
+		{
 			name:    "impatience-ends-the-map's-stream",
 			breaks:  "a newer map comes however often it is asked for",
 			changes: in("shardctrler/mapsource.go", "look, kick = min(look, left), nil", "look = min(look, left)"),
