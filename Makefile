@@ -50,8 +50,8 @@ chaos: ## faults drawn from SEED, on NODES processes, for DURATION: make chaos D
 	$(CHAOS) -v -timeout 24h -run '^(TestChaos|TestMajoritiesRing|TestDiskReallyFull)$$' -duration $(or $(DURATION),30m) -nodes $(or $(NODES),3) \
 	  -chaos.seed $(or $(SEED),0) -chaos.network $(NETWORK)
 
-chaos-short: ## each fault once, on real processes
-	$(call timed,chaos-short,$(GO) test -tags chaos ./internal/chaos && $(CHAOS) -timeout 10m -run '^(TestFaults|TestMajoritiesRing|TestProxies|TestSchedule|TestFollowerNotices)$$' -chaos.network $(NETWORK))
+chaos-short: ## each fault once, on real processes, and half a minute of drawn ones
+	$(call timed,chaos-short,$(GO) test -tags chaos ./internal/chaos && $(CHAOS) -timeout 10m -run '^(TestFaults|TestMajoritiesRing|TestProxies|TestSchedule|TestFollowerNotices|TestChaos)$$' -duration 30s -chaos.seed 4711 -chaos.network $(NETWORK))
 
 sim: ## replay a seed of the simulation of clusters: make sim SEED=7
 	@$(GO) run ./tests/sim/run $(if $(SEED),-seed $(SEED),-first $(or $(FIRST),1) -seeds $(or $(SEEDS),1000))

@@ -424,6 +424,11 @@ func TestSeeds(t *testing.T) {
 	done, ran := 0, 0
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			defer func() {
+				if t.Failed() {
+					t.Logf("replay: go test ./raft/multiraft -run '^%s$'", t.Name())
+				}
+			}()
 			done += runSeed(t, uint64(seed))
 			ran++
 		})

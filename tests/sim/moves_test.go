@@ -94,6 +94,11 @@ func (s *script) play(seed uint64) {
 	s.w = w
 	w.watch = s.look
 	r := w.run()
+	defer func() {
+		if s.Failed() {
+			s.Logf("replay: go test ./tests/sim -all-steps -run '^%s$'", s.Name())
+		}
+	}()
 	switch {
 	case r.Violation != nil:
 		s.Fatalf("seed %d: %v", seed, r.Violation)
