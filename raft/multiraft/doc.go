@@ -93,7 +93,8 @@
 // needs, which the leader tells the others (who may lead next), within
 // LogKeepBytes for the whole node; past that
 // the group with the most is cut first. A leader that streams a snapshot keeps
-// the log behind its mark. The state store is flushed when the oldest unflushed
+// the log behind its mark, and goes on so for as long as the follower, which has
+// the snapshot, comes nearer to the log's end. The state store is flushed when the oldest unflushed
 // apply is FlushAfter old or the kept log exceeds its budget.
 //
 // # Sleep

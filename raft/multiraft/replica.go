@@ -52,6 +52,7 @@ type control struct {
 	asked     []read     // not in a round yet
 	rounds    rounds
 	changes   []jointChange // membership changes that have still to leave the joint phase
+	catchUps  []catchUp     // members that have got a snapshot, and lag
 	lastStamp int64
 
 	peers    peers

@@ -188,6 +188,9 @@ func (s *sends) report(done send, index raft.Index, ok bool) {
 	r.worker.inbox.order(func() {
 		if !r.gone && !r.frozen {
 			r.core.SnapshotDone(done.to.Replica, index, ok)
+			if ok {
+				r.beginCatchUp(done.to, index)
+			}
 			r.worker.touch(r)
 		}
 		s.forgetMark(done) // not before: the log behind the mark is the follower's now

@@ -192,10 +192,7 @@ func (t *trimmer) collect(sizes map[raft.ReplicaKey]int64) (uses []logUse) {
 func (r *replica) logUse(size int64, durable raft.Index) logUse {
 	core := r.core.Status()
 	u := logUse{key: r.key, bytes: size, durable: durable, first: core.First, last: core.Last}
-	u.needed, u.pinned = u.last+1, u.last+1
-	if mark := r.worker.h.sends.lowestMark(r.key); mark != 0 {
-		u.pinned = mark + 1
-	}
+	u.needed, u.pinned = u.last+1, r.pinned(&core)
 	if core.Role != raft.Leader && u.last >= u.first {
 		entries := float64(u.last-u.first+1) * min(1, float64(r.worker.h.opts.Limits.FollowerKeepBytes)/float64(size))
 		u.needed -= raft.Index(entries)

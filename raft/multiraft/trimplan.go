@@ -15,7 +15,7 @@ type logUse struct {
 	bytes   int64      // kept
 	durable raft.Index // the state store cannot lose what was applied through here
 	needed  raft.Index // first entry that a member of the group still needs; last+1 if none
-	pinned  raft.Index // first entry that a snapshot under way needs behind it; last+1 if none
+	pinned  raft.Index // first entry that is needed behind a snapshot, see replica.pinned; last+1 if none
 }
 
 // cut is one order to the log store: nothing through this index is needed.
@@ -27,8 +27,8 @@ type cut struct {
 // planCuts decides what the logs of a node no longer need: everything behind
 // what is durable in the state store, except what a member still needs; and if
 // the logs then keep more than budget, that too, from the log that keeps most
-// first. It never cuts what is not durable or what a snapshot under way needs
-// behind it. over says that what is left exceeds the budget: only a flush of
+// first. It never cuts what is not durable or what is needed
+// behind a snapshot. over says that what is left exceeds the budget: only a flush of
 // the state store can help.
 func planCuts(uses []logUse, budget int64) (cuts []cut, over bool) {
 	type kept struct {

@@ -101,6 +101,7 @@ type world struct {
 	tune  func(*Options)
 	slow  time.Duration // how long a parcel travels at most
 	trace []string
+	line  *narrowLine // if a link is narrow
 }
 
 type worldNode struct {
@@ -272,6 +273,7 @@ func (w *world) step() {
 			n.host.HandleMessages(p.from, p.ms)
 		}
 	}
+	w.line.run()
 	for _, id := range w.order {
 		n := w.nodes[id]
 		if n.host == nil {
@@ -410,6 +412,10 @@ func (w *world) same(g raft.GroupID, count uint64) {
 
 func (n *worldNode) Send(to raft.NodeID, ms []raft.Message) {
 	if n.w.linked(n.id, to) {
+		if n.w.line != nil && to == n.w.line.to {
+			n.w.line.send(n.id, ms)
+			return
+		}
 		delay := time.Duration(n.w.rand.Int64N(int64(n.w.slow)))
 		n.w.wires = append(n.w.wires, parcel{n.w.now.Add(delay), n.id, to, n.w.nodes[to].boot, append([]raft.Message(nil), ms...)})
 	}
@@ -420,10 +426,12 @@ func (n *worldNode) SendSnapshot(ctx context.Context, to raft.NodeID, h transpor
 		return errors.New("cut off")
 	}
 	err := n.w.nodes[to].host.HandleSnapshot(ctx, n.id, h, func() ([]byte, error) {
+		chunk, err := next()
+		n.w.line.carry(to, chunk)
 		if !n.w.linked(n.id, to) {
 			return nil, io.ErrUnexpectedEOF
 		}
-		return next()
+		return chunk, err
 	})
 	if errors.Is(err, ErrSnapshotRefused) {
 		return fmt.Errorf("%w: %w", transport.ErrSnapshotRefused, err)
