@@ -591,3 +591,47 @@ func TestASlowDiskGivesWay(t *testing.T) {
 		t.Errorf("all disks are slow and leadership went from node %d to node %d", leader, next)
 	}
 }
+
+// A follower that was alone for ten election timeouts, while it campaigned in
+// vain, comes back and disturbs nobody: not the leader of a group that is
+// written to, nor that of one that sleeps, nor the term of either.
+func TestAnIsolatedFollowerChangesNoLeader(t *testing.T) {
+	w := newWorld(t, 3, nil)
+	for g := raft.GroupID(2); g < 4; g++ {
+		w.group(g, 1, 1, 2, 3)
+		w.mustPropose(g, "before")
+	}
+	const quiet, busy = 2, 3
+	writes := uint64(1)
+	run := func(d time.Duration) {
+		for end := w.now.Add(d); w.now.Before(end); w.run(20 * time.Millisecond) {
+			w.nodes[1].host.Propose(busy, []byte("x"), func(r Result) {
+				if r.Err != nil {
+					t.Fatalf("after %d writes: %v", writes, r.Err)
+				}
+				writes++
+			})
+		}
+	}
+	run(3 * time.Second)
+	before := w.nodes[1].host.Statuses()
+	w.isolate(3)
+	run(10 * 2 * w.nodes[3].host.opts.Timing.Election) // the longest that is drawn
+	if s, _ := w.nodes[3].host.Status(busy); s.Role == raft.Follower {
+		t.Fatalf("alone for so long it has not campaigned: the test tests nothing")
+	}
+	w.heal(3)
+	run(3 * time.Second)
+	w.same(quiet, 1)
+	w.same(busy, writes)
+	for i, after := range w.nodes[1].host.Statuses() {
+		if after.Role != raft.Leader || after.Term != before[i].Term {
+			t.Errorf("group %d: it was the leader of term %d and is %v of term %d", after.Key.Group, before[i].Term, after.Role, after.Term)
+		}
+	}
+	for i, s := range w.nodes[3].host.Statuses() {
+		if s.Leader.Node != 1 || s.Term != before[i].Term {
+			t.Errorf("group %d: who came back follows node %d in term %d", s.Key.Group, s.Leader.Node, s.Term)
+		}
+	}
+}
