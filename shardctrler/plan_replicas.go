@@ -266,11 +266,29 @@ func (p *planner) settle(g Group, seen ObservedGroup, still, promoted []Observed
 		m.Learner = false
 		members = append(members, m)
 	}
-	if up := p.liveOf(members); up <= len(members)/2 {
+	if there := p.thereOf(g, append(slices.Clone(still), promoted...)); there <= len(members)/2 {
 		return // it would have no quorum
 	}
 	p.changes++
 	p.add(ChangeMembership{Group: g.ID, Epoch: g.Epoch, Members: sortedMembers(members)}, "%s: group %d goes to %s", why, g.ID, membersText(sortedMembers(members)))
+}
+
+// thereOf counts those who can decide at once: who have the log. That a node was
+// heard of is not enough. One that has just died counts as alive for a while, and
+// so does one that a new leader of the config group has not listened for yet; but
+// it lacks what was committed since, in the config group at least the order that
+// leads to this. A change that its new majority cannot decide cannot be undone.
+func (p *planner) thereOf(g Group, voters []ObservedMember) (there int) {
+	most := int64(learnerLagMax)
+	if g.ID == raft.ConfigGroup {
+		most = 0
+	}
+	for _, m := range voters {
+		if p.heard(m.Node).Alive && m.Lag >= 0 && m.Lag <= most {
+			there++
+		}
+	}
+	return there
 }
 
 // successor is a voter that could lead at once.
@@ -281,15 +299,6 @@ func (p *planner) successor(voters []ObservedMember) (raft.NodeID, bool) {
 		}
 	}
 	return 0, false
-}
-
-func (p *planner) liveOf(members []shardmap.Member) (up int) {
-	for _, m := range members {
-		if p.heard(m.Node).Alive {
-			up++
-		}
-	}
-	return up
 }
 
 // takers are the nodes that may take in another replica now, with what they will

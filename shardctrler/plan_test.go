@@ -197,6 +197,41 @@ func mostKept(groups []raft.GroupID, had map[raft.GroupID]int, shards int) int {
 	return kept
 }
 
+// TestAGroupGoesToThoseThatAreThere: a node that has just died, or that a new
+// leader of the config group has not listened for yet, is not counted on.
+func TestAGroupGoesToThoseThatAreThere(t *testing.T) {
+	state := &State{Nodes: []Node{{ID: 1}, {ID: 2}, {ID: 3}}}
+	goes := func(g raft.GroupID, lags ...int64) bool {
+		p := &planner{state: state, pending: make(map[raft.GroupID]bool)}
+		var voters []ObservedMember
+		for i, lag := range lags {
+			node := raft.NodeID(i + 1)
+			p.observed.Nodes = append(p.observed.Nodes, ObservedNode{ID: node, Alive: true})
+			voters = append(voters, ObservedMember{Lag: lag, Member: shardmap.Member{Replica: raft.ReplicaID(i + 1), Node: node}})
+		}
+		p.settle(Group{ID: g}, ObservedGroup{ID: g, Hold: true}, voters, nil, "why")
+		return p.changes == 1
+	}
+	for _, x := range []struct {
+		group raft.GroupID
+		lags  []int64
+		goes  bool
+	}{
+		{raft.ConfigGroup, []int64{0, 0}, true},
+		{raft.ConfigGroup, []int64{0, 1}, false}, // since the order that leads to this
+		{raft.ConfigGroup, []int64{0, -1}, false},
+		{raft.ConfigGroup, []int64{0, 0, 7}, true},
+		{raft.ConfigGroup, []int64{0, 5, 7}, false},
+		{2, []int64{0, 1}, true}, // it is written to
+		{2, []int64{0, learnerLagMax + 1}, false},
+		{2, []int64{0, 1, -1}, true},
+	} {
+		if got := goes(x.group, x.lags...); got != x.goes {
+			t.Errorf("group %d goes to those that lag by %v: %t", x.group, x.lags, got)
+		}
+	}
+}
+
 func TestConfigGroupGrowsLearnersFirst(t *testing.T) {
 	r := newRun()
 	r.apply(initCommand(16, 3, 2))

@@ -32,6 +32,12 @@ func moveMutants() []*mutant {
 			killers: drawn(shardkv, "TestAMoveDoesNotShow"),
 		},
 		{
+			name:    "goes-to-one-that-has-just-died",
+			breaks:  "a group gets no voters of whom a majority may be dead by what is known",
+			changes: in("shardctrler/plan_replicas.go", "p.heard(m.Node).Alive && m.Lag >= 0 && m.Lag <= most", "p.heard(m.Node).Alive"),
+			killers: by(controller, "TestAGroupGoesToThoseThatAreThere"),
+		},
+		{
 			name:    "taken-back-by-a-timer",
 			breaks:  "ownership changes by entries only: no silence, however long, takes back what was handed off",
 			changes: in("shardkv/mover.go", "\tcase in.refused:\n", "\tcase in.refused || v.failures > 1 && !v.handedAt.IsZero():\n"),
