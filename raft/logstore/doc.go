@@ -52,6 +52,15 @@
 // used. A log whose files do not fit together (one is lost, or the damage lies
 // before what was compacted since) is refused with a *DamagedError.
 //
+// The same holds for a frame that lies at another's place, and for a write that
+// the disk lost though it had synced it: nonce and number are in the checksum.
+// What was lost in the last second, without a term, a vote or a replica record
+// since, is not noticed here; the state that was applied from it may tell (see
+// multiraft). A record of entries that is read again after Open is checked by
+// itself: its checksum, whose it is and which entries. Another one of the same
+// replica and the same entries, of an earlier term, would pass there, until the
+// next Open.
+//
 // If the votes file is damaged too, it is not known what the replicas have
 // promised, and they must not run again (Store.Lost): each has to be replaced by
 // a new one. That the votes are lost is itself written into both places, so a

@@ -146,6 +146,8 @@ func (r run) read(id raft.ReplicaKey, lo, hi raft.Index) ([]raft.Entry, error) {
 	stored, err := decodeEntries(body)
 	if err == nil && stored.id != id {
 		err = fmt.Errorf("the entries are those of group %d replica %d", stored.id.Group, stored.id.Replica)
+	} else if err == nil && stored.next > lo {
+		err = fmt.Errorf("the entries begin at %d, and %d was written there", stored.next, lo)
 	}
 	entries := make([]raft.Entry, 0, hi-lo+1)
 	for err == nil && stored.next <= hi {
