@@ -328,3 +328,49 @@ func TestWatchesLeadToTheTruth(t *testing.T) {
 	}
 	t.Logf("%d events, %d resets", f.events, f.resets)
 }
+
+// TestAWatchFromAVersionToCome: a watch that is asked to begin behind a version
+// which the key's shard has not reached, as an older copy of the cluster may have
+// told it, neither waits for it in silence nor skips what comes before it. It is
+// told what is there, and then each write once.
+func TestAWatchFromAVersionToCome(t *testing.T) {
+	nodes := cluster(t, t.TempDir())
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	c := clientOf(t, nodes[0])
+	const key = "k"
+	write := func(value string) uint64 {
+		t.Helper()
+		r, err := c.Put(ctx, key, []byte(value))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Version
+	}
+	now := write("there")
+	w, err := clientOf(t, nodes[1]).Watch(ctx, key, client.FromVersion(now+3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	expect := func(want string) {
+		t.Helper()
+		e, err := w.Next(ctx)
+		if err != nil {
+			t.Fatalf("instead of %s: %v", want, err)
+		}
+		if got := fmt.Sprintf("%v %s @%d", e.Kind, e.Value, e.Version); got != want {
+			t.Fatalf("told %s, want %s", got, want)
+		}
+	}
+	expect(fmt.Sprintf("reset  @%d", now))
+	expect(fmt.Sprintf("put there @%d", now))
+	expect(fmt.Sprintf("complete  @%d", now))
+	for i := uint64(1); i <= 5; i++ { // through the version that it asked for, and beyond
+		value := fmt.Sprint("write ", i)
+		if version := write(value); version != now+i {
+			t.Fatalf("%s has version %d, want %d", value, version, now+i)
+		}
+		expect(fmt.Sprintf("put %s @%d", value, now+i))
+	}
+}
