@@ -5,6 +5,7 @@ package process
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -161,7 +162,8 @@ func TestCutLog(t *testing.T) {
 
 // TestDamagedFiles: a log that is gone, data that cannot be opened, and data
 // that is damaged stop the node with exit code 1 and one clear line; the others
-// go on. With the files as they were it serves again.
+// go on. With the files as they were it serves again; where they cannot be had
+// it is taken out and joins anew, and nothing is lost.
 func TestDamagedFiles(t *testing.T) {
 	c := startCluster(t, 3)
 	const victim = 2
@@ -213,6 +215,45 @@ func TestDamagedFiles(t *testing.T) {
 	go readReplica(t.Context(), kvAt(t, c.grpc(victim)), shardsAt(t, c.grpc(0)))
 	stopsWith(t, c.nodes[victim], "damaged", c.dataDir(victim))
 	r.check(t, c.resp(0))
+
+	t.Log("the node is taken out, its data dir emptied, and it joins again")
+	before := nodeID(t, c, statusAt(t, c.grpc(0)), victim)
+	eventually(t, 30*time.Second, func() error { // until it counts as down
+		if _, stderr, code := flotilla(t, "--server", c.grpc(0), "node", "remove", c.nodes[victim].name); code != 0 {
+			return fmt.Errorf("node remove: exit %d: %s", code, stderr)
+		}
+		return nil
+	})
+	if err := os.RemoveAll(c.dataDir(victim)); err != nil {
+		t.Fatal(err)
+	}
+	c.start(victim)
+	c.waitReady(victim)
+	eventually(t, 60*time.Second, func() error { return wholeGroups(t, c) })
+	if id := nodeID(t, c, statusAt(t, c.grpc(0)), victim); id == before {
+		t.Errorf("it came back as node %d, whose replicas may have promised what it does not know", id)
+	}
+	r.check(t, c.resp(victim))
+	if keys := sameReplicas(t, c); keys != r.count {
+		t.Errorf("the replicas have %d keys, want %d", keys, r.count)
+	}
+}
+
+// wholeGroups says what the groups lack: each has a replica on every node, which votes
+// and has all of the log.
+func wholeGroups(t *testing.T, c *cluster) error {
+	t.Helper()
+	for _, g := range statusAt(t, c.grpc(0)).Groups {
+		if len(g.Replicas) != len(c.nodes) {
+			return fmt.Errorf("group %d has replicas %+v", g.ID, g.Replicas)
+		}
+		for _, r := range g.Replicas {
+			if r.MatchLag != 0 || r.Role == "learner" {
+				return fmt.Errorf("group %d is not whole: %+v", g.ID, g.Replicas)
+			}
+		}
+	}
+	return nil
 }
 
 // stopsWith requires that a process ends with exit code 1 and one last line,
