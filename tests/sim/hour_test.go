@@ -47,7 +47,8 @@ func TestAnOperatorsHour(t *testing.T) {
 		}
 	}
 	t.Logf("in %v of the world's time: %d times everything was asked about, %d decisions, %d events, %+v", r.Took, asked, decisions, events, r.Counts)
-	if c := r.Counts; decisions < 20 || c.Moves+c.Drains+c.Joins+c.Leaves < 10 {
-		t.Error("nothing was ordered: the test tests nothing")
+	// Half of what is ordered is refused, and little is decided while a leader is away.
+	if c := r.Counts; decisions < shardctrler.DecisionID(at/(6*time.Second)) || c.Moves+c.Drains+c.Joins+c.Leaves < int(at/(15*time.Second)) {
+		t.Error("hardly anything was ordered: the test tests nothing")
 	}
 }
