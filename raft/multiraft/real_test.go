@@ -373,6 +373,10 @@ func TestDrainMovesAllLeaders(t *testing.T) {
 // way, and not for all that it has to say.
 func TestAFatGroupHoldsNobodyUp(t *testing.T) {
 	const fat, thin, patience = 2, 5, 2 * time.Second
+	size, underWay, much := 100_000, 100, int64(10_000_000)
+	if testing.Short() { // as under the race detector, whose nodes would not keep up
+		size, underWay, much = 10_000, 20, 200_000
+	}
 	c := newCluster(t, 3, nil)
 	c.group(fat, 1, 2, 3)
 	c.group(thin, 1, 2, 3)
@@ -384,8 +388,8 @@ func TestAFatGroupHoldsNobodyUp(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	command := make([]byte, 100_000)
-	room := make(chan struct{}, 250) // 25 MB under way
+	command := make([]byte, size)
+	room := make(chan struct{}, underWay)
 	var written atomic.Int64
 	var writing sync.WaitGroup
 	writing.Go(func() {
@@ -401,7 +405,7 @@ func TestAFatGroupHoldsNobodyUp(t *testing.T) {
 			})
 		}
 	})
-	c.until("much is under way", func() bool { return written.Load() > 10_000_000 })
+	c.until("much is under way", func() bool { return written.Load() > much })
 	began, before := time.Now(), written.Load()
 	var longest time.Duration
 	for range 50 {
@@ -414,7 +418,7 @@ func TestAFatGroupHoldsNobodyUp(t *testing.T) {
 	rate := float64(written.Load()-before) / time.Since(began).Seconds()
 	stop()
 	writing.Wait()
-	if longest > patience || rate < 1e6 {
+	if longest > patience || rate < float64(much)/10 {
 		t.Errorf("beside %.0f bytes a second the small ones took up to %v", rate, longest)
 	}
 	t.Logf("beside %.1f MB/s the small ones took up to %v", rate/1e6, longest)
